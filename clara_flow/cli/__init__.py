@@ -1,0 +1,1 @@
+"""The clara-flow command: one module per noun."""

@@ -1,0 +1,1 @@
+"""The pipeline language: text with positions in, checked tree or problems out."""

@@ -1,0 +1,1 @@
+"""The machinery under a job. Knows no plan."""

@@ -1,0 +1,1 @@
+"""Launchers: how one operator attempt is run. Public `run` is written once."""

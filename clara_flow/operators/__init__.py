@@ -1,0 +1,1 @@
+"""What runs inside a container. Imports nothing of the platform."""

@@ -1,0 +1,173 @@
+"""The plan: what a pipeline definition compiles to and a job runs from. Immutable, JSON-serialisable.
+
+A job never sees YAML: every default is filled in, every name resolved, every parameter substituted. The plan stands
+beside the rooms because flows make it and tasks read it; the machinery (infra, records) must not know it.
+
+Sizes are MiB where Clara's language says MB (spec: `memory: 8192` is 8 GiB); durations are seconds.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of the plan's parts: immutable, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Medium(StrEnum):
+    """Where the bytes of an input or output live."""
+
+    DISK = "disk"
+    MEMORY = "memory"
+
+
+class PlanType(Frozen):
+    """Type of an input or output (api-version >= 0.5.0; untyped entries of older versions have none).
+
+    type            `stream`, `array` or `string` (a primitive is an array of shape (1,)).
+    element_type    for a stream any word (`dicom`); for an array a numpy dtype name (`float32`).
+    shape           array dimensions; -1 where the producer decides at run time. Empty for a stream.
+    """
+
+    type: Literal["stream", "array", "string"]
+    element_type: str = ""
+    shape: tuple[int, ...] = ()
+
+    @property
+    def medium(self) -> Medium:
+        """Streams live on disk, everything else in the job's FastIO volume."""
+        return Medium.DISK if self.type == "stream" else Medium.MEMORY
+
+
+class PlanInput(Frozen):
+    """One input of an operator.
+
+    name        as declared ("" when unnamed).
+    path        absolute path inside the container ("" for memory types).
+    upstream    name of the producing operator; "" = the job's payload.
+    output      name of the upstream's output; "" = its only, unnamed output, or its whole folder.
+    """
+
+    name: str = ""
+    path: str = ""
+    upstream: str = ""
+    output: str = ""
+    type: PlanType | None = None
+
+
+class PlanOutput(Frozen):
+    """One output of an operator; `name` "" = the operator's whole folder."""
+
+    name: str = ""
+    path: str = ""
+    type: PlanType | None = None
+
+
+class PlanRequests(Frozen):
+    """Resources that one running operator holds. memory_mib is a hard limit, gpu counts whole devices."""
+
+    cpu: int = 1
+    memory_mib: int = 1024
+    gpu: int = 0
+
+
+class PlanContainer(Frozen):
+    """What to run. `image` keeps the definition's spelling, `tag` is always text."""
+
+    image: str
+    tag: str = "latest"
+    command: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """`image:tag`, as a container engine takes it."""
+        return f"{self.image}:{self.tag}"
+
+
+class PlanModel(Frozen):
+    """A model of the repository that an operator needs."""
+
+    name: str
+    version: str = "latest"
+    platform: str = ""
+
+
+class PlanConnection(Frozen):
+    """How an operator reaches a service: an environment variable holding host:port, or a shared folder."""
+
+    name: str
+    kind: Literal["http", "file"]
+    port: int | None = None
+    path: str = ""
+
+
+class PlanService(Frozen):
+    """A pipeline service. `signature` (hash of image, tag, command and variables) says which jobs may share it."""
+
+    name: str
+    signature: str
+    container: PlanContainer
+    requests: PlanRequests = PlanRequests()
+    variables: dict[str, str] = Field(default_factory=dict)
+    connections: tuple[PlanConnection, ...] = ()
+
+
+class PlanOperator(Frozen):
+    """One node of the graph. `services` are signatures of `Plan.services` with this operator's own connections."""
+
+    name: str
+    description: str = ""
+    container: PlanContainer
+    inputs: tuple[PlanInput, ...] = ()
+    outputs: tuple[PlanOutput, ...] = ()
+    variables: dict[str, str] = Field(default_factory=dict)
+    requests: PlanRequests = PlanRequests()
+    models: tuple[PlanModel, ...] = ()
+    services: tuple[PlanService, ...] = ()
+    timeout_s: int | None = None
+    retries: int = 0
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Names of the operators this one reads from, each once, in the order of the inputs."""
+        return tuple(dict.fromkeys(entry.upstream for entry in self.inputs if entry.upstream))
+
+
+class PlanEdge(Frozen):
+    """Data flows from `source` ("" = the job's payload) to `target`; `output` is the source's output name."""
+
+    source: str
+    target: str
+    output: str = ""
+
+
+class Plan(Frozen):
+    """A whole pipeline. `operators` are in a topological order that keeps the definition's where it can."""
+
+    plan_version: Literal[1] = 1
+    name: str
+    api_version: str
+    description: str = ""
+    operators: tuple[PlanOperator, ...]
+    edges: tuple[PlanEdge, ...] = ()
+    pull_secrets: tuple[str, ...] = ()
+    metadata: dict[str, str] = Field(default_factory=dict)
+    timeout_s: int | None = None
+    scheduling: Literal["operator", "gang"] = "operator"
+
+    def operator(self, name: str) -> PlanOperator:
+        """The operator of that name, compared without case. Raises KeyError naming the operators there are."""
+        for operator in self.operators:
+            if operator.name.casefold() == name.casefold():
+                return operator
+        raise KeyError(f"no operator {name!r}; the plan has {', '.join(o.name for o in self.operators)}")
+
+    def consumers(self, operator: str, output: str) -> tuple[str, ...]:
+        """Names of the operators that read that output."""
+        return tuple(edge.target for edge in self.edges if edge.source == operator and edge.output in (output, ""))

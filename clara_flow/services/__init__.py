@@ -1,0 +1,1 @@
+"""What others talk to, and the supervisor that starts it."""
