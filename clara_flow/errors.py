@@ -128,7 +128,9 @@ class OperatorError(ClaraFlowError):
 
     outcome = "failed"
 
-    def __init__(self, operator: str, reason: str, *, log_path: str, last_lines: tuple[str, ...] = (), **facts: Any) -> None:
+    def __init__(
+        self, operator: str, reason: str, *, log_path: str, last_lines: tuple[str, ...] = (), **facts: Any
+    ) -> None:
         super().__init__(
             f"operator {operator!r} {reason}; its log: {log_path}",
             operator=operator,
@@ -171,7 +173,11 @@ class OperatorTimedOut(OperatorError):
 
     def __init__(self, operator: str, *, timeout_s: float, log_path: str, last_lines: tuple[str, ...] = ()) -> None:
         super().__init__(
-            operator, f"ran past its limit of {timeout_s:g} s", log_path=log_path, last_lines=last_lines, timeout_s=timeout_s
+            operator,
+            f"ran past its limit of {timeout_s:g} s",
+            log_path=log_path,
+            last_lines=last_lines,
+            timeout_s=timeout_s,
         )
 
 
@@ -198,7 +204,9 @@ class OutputMissing(OperatorError):
 
     outcome = "output-missing"
 
-    def __init__(self, operator: str, *, output: str, path: str, log_path: str, last_lines: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, operator: str, *, output: str, path: str, log_path: str, last_lines: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(
             operator,
             f"exited with 0 but wrote nothing to its output {output or path!r}",

@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     service_start_timeout_s: float = Field(120, gt=0, description="How long a service may take to become healthy.")
 
     runtime: Literal["process", "docker"] = Field("process", description="How operators are launched by default.")
-    docker_base_url: str | None = Field(None, description="Docker engine, unix:///... Unset: DOCKER_HOST or its default.")
+    docker_base_url: str | None = Field(
+        None, description="Docker engine, unix:///... Unset: DOCKER_HOST or its default."
+    )
     image_pull_policy: Literal["always", "if-not-present", "never"] = Field(
         "if-not-present", description="When an operator's image is pulled."
     )
@@ -74,8 +76,12 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(15, ge=0, description="Between the request to stop an operator and its kill.")
     operator_cpu_default: int = Field(1, ge=0, description="Cores of an operator that asks for none.")
     operator_memory_default_mib: int = Field(1024, ge=1, description="Memory limit of an operator that asks for none.")
-    operator_log_limit_mib: int = Field(64, ge=1, description="Size at which an operator's log file is cut (head and tail kept).")
-    storage_limit_percent: int = Field(80, ge=1, le=100, description="Use of the payload disk above which jobs are refused.")
+    operator_log_limit_mib: int = Field(
+        64, ge=1, description="Size at which an operator's log file is cut (head and tail kept)."
+    )
+    storage_limit_percent: int = Field(
+        80, ge=1, le=100, description="Use of the payload disk above which jobs are refused."
+    )
 
     @classmethod
     def settings_customise_sources(
