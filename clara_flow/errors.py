@@ -48,8 +48,9 @@ class ClaraFlowError(Exception):
     def __reduce__(self) -> Any:  # built sentences and keyword facts do not unpickle by themselves
         return copyreg.__newobj__, (type(self),), {**self.__dict__, "args": self.args}  # type: ignore[attr-defined]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.args = state.pop("args")
+    def __setstate__(self, state: dict[str, Any] | None) -> None:
+        state = dict(state or {})
+        self.args = state.pop("args", ())
         self.__dict__.update(state)
 
 

@@ -108,7 +108,7 @@ def load_settings(**overrides: Any) -> Settings:
         settings = Settings(**given)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(part) for part in problem['loc'])} (CLARA_FLOW_{str(problem['loc'][0]).upper()}): {problem['msg']}"
+            f"{'.'.join(map(str, problem['loc']))} (CLARA_FLOW_{str(problem['loc'][0]).upper()}): {problem['msg']}"
             for problem in error.errors()
         ]
         raise SettingsError("settings cannot be used: " + "; ".join(lines)) from None

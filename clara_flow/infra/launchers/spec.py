@@ -1,6 +1,7 @@
 """The words the machinery understands: what to launch, with which resources, and how it ended.
 
-A launcher knows no plan: a task makes a LaunchSpec out of the plan's operator. Times are UTC; sizes MiB or bytes as named.
+A launcher knows no plan: a task makes a LaunchSpec out of the plan's operator. Times are UTC; sizes MiB or bytes as
+named.
 """
 
 from __future__ import annotations
