@@ -33,8 +33,10 @@ def test_never_more_than_there_is_and_everyone_gets_a_turn(wanted: list[Resource
                 devices = [gpu for _, gpus in held for gpu in gpus]
                 assert len(devices) == len(set(devices)) <= len(MACHINE.gpus)
                 assert len(grant.gpus) == request.gpu
-                await asyncio.tasks.__sleep0()
-                held.remove((request, grant.gpus))
+                try:
+                    await asyncio.tasks.__sleep0()
+                finally:
+                    held.remove((request, grant.gpus))
                 served += 1
 
         tasks = [asyncio.create_task(holder(request)) for request in wanted]
