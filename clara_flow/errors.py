@@ -11,7 +11,8 @@ when the platform must react to them; the tree is:
     ├── PlatformError           the platform's own machinery is not available (exit status 4)
     │   ├── ServiceError        a service does not start, answer or stop
     │   ├── StorageError        disk full, not writable, not durable
-    │   └── LauncherUnavailable a runtime (Docker, GPU, image) cannot be used
+    │   ├── LauncherUnavailable a runtime (Docker, GPU, image) cannot be used
+    │   └── StaleOwner          a runner lost its job to another; it must neither write nor export
     ├── ResourcesNeverFit       a request is larger than the whole machine    (exit status 5)
     ├── OperatorError           one attempt of an operator ended badly        (exit status 1)
     │   ├── OperatorFailed      non-zero exit
@@ -104,6 +105,10 @@ class StorageError(PlatformError):
 
 class LauncherUnavailable(PlatformError):
     """A runtime, image or device that an operator needs cannot be used on this machine."""
+
+
+class StaleOwner(PlatformError):
+    """A runner wrote to a job that is not its own any more. It must stop, and export nothing."""
 
 
 class ResourcesNeverFit(ClaraFlowError):

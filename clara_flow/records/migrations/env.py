@@ -1,0 +1,9 @@
+"""Runs the migrations on the connection that `records.database.migration` hands over."""
+
+from alembic import context
+
+from clara_flow.records.models import METADATA
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+with context.begin_transaction():
+    context.run_migrations()

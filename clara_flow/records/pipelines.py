@@ -1,0 +1,46 @@
+"""Records of pipelines: a definition and the plan it was compiled to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col, select
+
+from clara_flow.errors import InputError
+from clara_flow.records.database import transaction
+from clara_flow.records.models import Pipeline
+
+
+def create_pipeline(
+    engine: sa.Engine, *, name: str, definition: str, plan: Mapping[str, Any], source: str = ""
+) -> Pipeline:
+    """The record of a pipeline; the same name, definition and plan give the same record again.
+
+    plan        as JSON (`Plan.model_dump(mode="json")`).
+    source      where the definition came from, for people; the first one stays.
+    """
+    whole = json.dumps([name, definition, plan], sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(whole.encode()).hexdigest()
+    with transaction(engine) as session:
+        new = Pipeline(
+            name=name, definition=definition, plan=dict(plan), source=source, digest=digest, created=datetime.now(UTC)
+        )
+        values = {column.name: getattr(new, key) for key, column in sa.inspect(Pipeline).columns.items()}
+        session.execute(insert(Pipeline).values(values).on_conflict_do_nothing(index_elements=["digest"]))
+        return session.exec(select(Pipeline).where(col(Pipeline.digest) == digest)).one()
+
+
+def get_pipeline(engine: sa.Engine, pipeline_id: uuid.UUID) -> Pipeline:
+    """The pipeline of that id. Raises InputError when there is none."""
+    with transaction(engine) as session:
+        pipeline = session.get(Pipeline, pipeline_id)
+        if pipeline is None:
+            raise InputError(f"there is no pipeline {pipeline_id}", pipeline_id=pipeline_id)
+        return pipeline
