@@ -5,6 +5,7 @@ from clara_flow.operators.sdk import Driver, log
 
 from clara_flow.operators.sdk import log
 from clara_flow.operators.sdk.driver import Driver, ExitCode, Notification
+from clara_flow.operators.sdk.files import replace_file
 from clara_flow.operators.sdk.payload import DriverError, Payload, PayloadCollection, PayloadEntry
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "PayloadCollection",
     "PayloadEntry",
     "log",
+    "replace_file",
 ]

@@ -25,7 +25,6 @@ import enum
 import json
 import os
 import signal
-import tempfile
 import threading
 import traceback
 import types
@@ -37,6 +36,7 @@ from typing import Any
 from uuid import UUID
 
 from clara_flow.operators.sdk import log
+from clara_flow.operators.sdk.files import replace_file
 from clara_flow.operators.sdk.manifest import StageJob, load_job
 from clara_flow.operators.sdk.payload import DriverError, Payload
 
@@ -154,7 +154,7 @@ class Driver:
         text = json.dumps(facts, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
         try:
             self.report_dir.mkdir(parents=True, exist_ok=True)
-            _replace(target, text)
+            replace_file(target, text.encode())
         except OSError as problem:
             raise DriverError(f"report {target} cannot be written: {problem.strerror}") from None
         return target
@@ -295,18 +295,3 @@ def _interruptions(deadline: datetime | None) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _replace(target: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
