@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,14 +71,13 @@ class CapacityGate:
         self._gpus = list(capacity.gpus)
         self._waiting: list[tuple[ResourceRequest, asyncio.Future[Grant]]] = []
 
-    @asynccontextmanager
-    async def hold(
+    async def acquire(
         self, holder: str, request: ResourceRequest, *, on_wait: Callable[[str], None] = lambda reason: None
-    ) -> AsyncIterator[Grant]:
-        """Hold the request while the body runs; wait for it when it is not free now.
+    ) -> Grant:
+        """The request, granted whole; waits for it when it is not free now. Give it back with `release`.
 
         on_wait     called once, with what is waited for, when the request cannot be granted at once.
-        Raises ResourcesNeverFit when waiting would not help.
+        Raises ResourcesNeverFit when waiting would not help. A cancelled wait holds nothing.
         """
         if missing := self.capacity.missing_for(request):
             raise ResourcesNeverFit(holder, missing=missing)
@@ -89,18 +87,19 @@ class CapacityGate:
         if not future.done():
             on_wait(f"waits for {', '.join(self._short_of(request)) or 'its turn'}")
         try:
-            grant = await future
+            return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self._give_back(future.result())
-            self._waiting = [(wanted, waiter) for wanted, waiter in self._waiting if waiter is not future]
+            if future.done() and not future.cancelled():  # granted in the instant of the cancellation
+                self.release(future.result())
             self._admit()
             raise
-        try:
-            yield grant
-        finally:
-            self._give_back(grant)
-            self._admit()
+
+    def release(self, grant: Grant) -> None:
+        """Give a grant back; whoever waits for it gets it now."""
+        self._cpu += grant.request.cpu
+        self._memory_mib += grant.request.memory_mib
+        self._gpus.extend(grant.gpus)
+        self._admit()
 
     def _admit(self) -> None:
         """Grant, oldest first, what fits; a resource that an older request waits for is closed to younger ones."""
@@ -120,11 +119,6 @@ class CapacityGate:
             del self._gpus[: request.gpu]
             future.set_result(Grant(request, gpus))
         self._waiting = still_waiting
-
-    def _give_back(self, grant: Grant) -> None:
-        self._cpu += grant.request.cpu
-        self._memory_mib += grant.request.memory_mib
-        self._gpus.extend(grant.gpus)
 
     def _short_of(self, request: ResourceRequest) -> list[str]:
         wanted = {

@@ -26,18 +26,19 @@ def test_never_more_than_there_is_and_everyone_gets_a_turn(wanted: list[Resource
 
         async def holder(request: ResourceRequest) -> None:
             nonlocal served
-            async with gate.hold("op", request) as grant:
-                held.append((request, grant.gpus))
-                assert sum(r.cpu for r, _ in held) <= MACHINE.cpu
-                assert sum(r.memory_mib for r, _ in held) <= MACHINE.memory_mib
-                devices = [gpu for _, gpus in held for gpu in gpus]
-                assert len(devices) == len(set(devices)) <= len(MACHINE.gpus)
-                assert len(grant.gpus) == request.gpu
-                try:
-                    await asyncio.tasks.__sleep0()
-                finally:
-                    held.remove((request, grant.gpus))
-                served += 1
+            grant = await gate.acquire("op", request)
+            held.append((request, grant.gpus))
+            assert sum(r.cpu for r, _ in held) <= MACHINE.cpu
+            assert sum(r.memory_mib for r, _ in held) <= MACHINE.memory_mib
+            devices = [gpu for _, gpus in held for gpu in gpus]
+            assert len(devices) == len(set(devices)) <= len(MACHINE.gpus)
+            assert len(grant.gpus) == request.gpu
+            try:
+                await asyncio.tasks.__sleep0()
+            finally:
+                held.remove((request, grant.gpus))
+                gate.release(grant)
+            served += 1
 
         tasks = [asyncio.create_task(holder(request)) for request in wanted]
         await asyncio.tasks.__sleep0()
@@ -61,10 +62,11 @@ async def test_a_waiting_head_is_not_passed_on_its_own_resource() -> None:
     release = asyncio.Event()
 
     async def hold(name: str, request: ResourceRequest, until: asyncio.Event | None = None) -> None:
-        async with gate.hold(name, request, on_wait=reasons.append):
-            order.append(name)
-            if until:
-                await until.wait()
+        grant = await gate.acquire(name, request, on_wait=reasons.append)
+        order.append(name)
+        if until:
+            await until.wait()
+        gate.release(grant)
 
     first = asyncio.create_task(hold("first", ResourceRequest(cpu=3, memory_mib=1), release))
     await asyncio.wait_for(_until(lambda: order == ["first"]), 5)
@@ -87,8 +89,7 @@ async def _until(predicate) -> None:  # type: ignore[no-untyped-def]
 async def test_what_never_fits_is_refused_with_the_missing_amounts() -> None:
     gate = CapacityGate(Capacity(cpu=1, memory_mib=100))
     with pytest.raises(ResourcesNeverFit) as refused:
-        async with gate.hold("brain", ResourceRequest(cpu=3, memory_mib=356, gpu=1)):
-            pass
+        await gate.acquire("brain", ResourceRequest(cpu=3, memory_mib=356, gpu=1))
     assert refused.value.missing == {"cpu": 2, "memory_mib": 256, "gpu": 1}
     assert "lacks 2 cpu, 1 gpu, 256 memory_mib" in str(refused.value)
 
