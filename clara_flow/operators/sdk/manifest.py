@@ -66,12 +66,18 @@ def _stand_alone(environment: Mapping[str, str]) -> StageJob:
     return StageJob(
         job_id=_uuid(given_id, "CLARA_JOB_ID") if given_id else uuid.uuid4(),
         job_name=environment.get("CLARA_JOB_NAME") or "stand-alone",
-        stage_name=environment.get("CLARA_STAGE_NAME") or Path(sys.argv[0]).stem or "stand-alone",
+        stage_name=environment.get("CLARA_STAGE_NAME") or _script_name(),
         deadline=None,
         inputs=PayloadCollection("input", inputs),
         outputs=PayloadCollection("output", outputs),
         report_dir=_report_dir(environment.get("CLARA_REPORT_DIR")),
     )
+
+
+def _script_name() -> str:
+    """`reader` for `python reader.py`, `python reader/__main__.py` and `python -m reader`."""
+    script = Path(sys.argv[0])
+    return (script.parent.name if script.stem == "__main__" else script.stem) or "stand-alone"
 
 
 def _from_manifest(path: Path, environment: Mapping[str, str]) -> StageJob:
