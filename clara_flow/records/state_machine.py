@@ -1,7 +1,7 @@
 """The life of a job and of its operators, as two pure state machines: an event in, a new phase and effects out.
 
 No clock, no database, no I/O: the caller stores the new phase first and then performs the effects. A phase is finer
-than what the Platform API shows; its `state` and `status` are the API's words. Only STOPPED is final, nothing leaves it.
+than what the Platform API shows; its `state` and `status` are the API's words. Nothing leaves STOPPED.
 """
 
 from __future__ import annotations
