@@ -17,6 +17,7 @@ gets its name before its manifest is safe, and the manifest of a folder that has
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -40,6 +41,8 @@ from clara_flow.records.staging import Progress, copy_files, find_files
 
 LOW_STORAGE_CODE = -8450  # the Platform API's code of a refused creation
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class PayloadFolder:
@@ -60,11 +63,11 @@ class PayloadFolder:
         """The job's input."""
         return self.path / "input"
 
-    def operator_dir(self, operator: str, output: str = "") -> Path:
+    def operator_folder(self, operator: str, output: str = "") -> Path:
         """Sealed outputs of an operator, or one of them. They exist once it has completed."""
         return _below(self.path / "operators" / _plain(operator), output)
 
-    def partial_dir(self, operator: str, *, attempt: int, output: str = "") -> Path:
+    def partial_folder(self, operator: str, *, attempt: int, output: str = "") -> Path:
         """Where attempt number `attempt` writes."""
         return _below(self.path / "operators" / f".{_plain(operator)}.{attempt}.partial", output)
 
@@ -72,11 +75,11 @@ class PayloadFolder:
         """Its log file."""
         return self.path / "logs" / f"{_plain(operator)}.log"
 
-    def report_dir(self, operator: str) -> Path:
+    def report_folder(self, operator: str) -> Path:
         """Where it leaves facts for the platform."""
         return self.path / "reports" / _plain(operator)
 
-    def control_dir(self, operator: str) -> Path:
+    def control_folder(self, operator: str) -> Path:
         """Where its driver finds what it is told."""
         return self.path / "control" / _plain(operator)
 
@@ -120,30 +123,30 @@ class PayloadFolder:
         All that an operator finds at its start exists then: its log, report and control folders, too. What it writes to
         is open to every user below the payload's closed folder, since containers run as users of their own.
         """
-        if self.operator_dir(operator).exists():
+        if self.operator_folder(operator).exists():
             raise PayloadError(f"operator {operator!r} of payload {self.id} is sealed already", operator=operator)
-        partial = self.partial_dir(operator, attempt=attempt)
+        partial = self.partial_folder(operator, attempt=attempt)
         with naming_storage_problems(self.path):
             remove_tree(partial)
-            remove_tree(self.report_dir(operator))
-            written = [partial, self.report_dir(operator)]
-            written += [self.partial_dir(operator, attempt=attempt, output=output) for output in outputs if output]
+            remove_tree(self.report_folder(operator))
+            written = [partial, self.report_folder(operator)]
+            written += [self.partial_folder(operator, attempt=attempt, output=output) for output in outputs if output]
             for folder in written:
                 folder.mkdir(parents=True, exist_ok=True)
                 folder.chmod(0o777)
-            self.control_dir(operator).mkdir(parents=True, exist_ok=True)
+            self.control_folder(operator).mkdir(parents=True, exist_ok=True)
             self.log_path(operator).parent.mkdir(parents=True, exist_ok=True)
         return partial
 
     def seal_outputs(
-        self, operator: str, *, work_digest: str, attempt: int = 1, facts: Mapping[str, Any] | None = None
+        self, operator: str, work_digest: str, *, attempt: int = 1, facts: Mapping[str, Any] | None = None
     ) -> Manifest:
         """Make an attempt's outputs final; to be called when nothing writes there any more.
 
         Raises PayloadError when there is something that is no file, or a symlink out of the folder; StorageError. Then
         the partial folder is still there.
         """
-        partial, final = self.partial_dir(operator, attempt=attempt), self.operator_dir(operator)
+        partial, final = self.partial_folder(operator, attempt=attempt), self.operator_folder(operator)
         if final.exists():
             raise PayloadError(f"operator {operator!r} of payload {self.id} is sealed already", operator=operator)
         with naming_storage_problems(self.path):
@@ -158,14 +161,14 @@ class PayloadFolder:
 
         Its files are not read: `verify` does that. Raises PayloadError when the manifest is lost or broken.
         """
-        return self._read_manifest(operator, self.operator_dir(operator))
+        return self._read_manifest(operator, self.operator_folder(operator))
 
     def verify(self, operator: str | None = None) -> list[Difference]:
         """Where an operator's sealed outputs (None: the input) are not what was sealed; every byte is read.
 
         Raises PayloadError when they are not sealed.
         """
-        folder = self.input if operator is None else self.operator_dir(operator)
+        folder = self.input if operator is None else self.operator_folder(operator)
         manifest = self._read_manifest(operator, folder)
         if manifest is None:
             raise PayloadError(f"{folder} is not sealed", path=str(folder))
@@ -180,26 +183,32 @@ class PayloadFolder:
                 if pattern.fullmatch(path.name):
                     remove_tree(path)
 
-    def adopt(self, operator: str, earlier: PayloadFolder) -> Manifest:
-        """Take over an operator's sealed outputs from another payload of the same store; files are hard-linked.
+    def adopt(self, operator: str, earlier: PayloadFolder, work_digest: str) -> Manifest | None:
+        """Take over an operator's outputs from another payload of the same store; files are hard-linked.
 
-        Raises PayloadError when they are not sealed there or are not what was sealed any more; StorageError.
+        Returns None, and takes nothing, when `earlier` has no sealed outputs of that work, or they are not what was
+        sealed any more (every byte is read). Raises StorageError; PayloadError when there are sealed outputs here.
         """
-        manifest = earlier.sealed(operator)
-        if manifest is None:
-            raise PayloadError(f"operator {operator!r} of payload {earlier.id} is not sealed", operator=operator)
-        if different := manifest.differences(earlier.operator_dir(operator)):
-            names = ", ".join(f"{item.name} ({item.kind})" for item in different[:5])
-            raise PayloadError(
-                f"outputs of {operator!r} in payload {earlier.id} are not what was sealed: {names}", operator=operator
-            )
-        source = earlier.operator_dir(operator)
-        partial = self.partial_dir(operator, attempt=0)
+        if self.operator_folder(operator).exists():
+            raise PayloadError(f"operator {operator!r} of payload {self.id} is sealed already", operator=operator)
+        source = earlier.operator_folder(operator)
+        try:
+            manifest = earlier.sealed(operator)
+            if manifest is None or manifest.work_digest != work_digest:
+                return None
+            different = manifest.differences(source)
+        except (OSError, PayloadError) as error:
+            log.warning("outputs of %r in payload %s are not taken over: %s", operator, earlier.id, error)
+            return None
+        if different:
+            log.warning("outputs of %r in payload %s are not what was sealed", operator, earlier.id)
+            return None
+        partial = self.partial_folder(operator, attempt=0)
         try:
             with naming_storage_problems(self.path):
                 remove_tree(partial)
                 shutil.copytree(source, partial, copy_function=os.link)
-                self._seal(partial, self.operator_dir(operator), manifest, self._manifest_path(operator))
+                self._seal(partial, self.operator_folder(operator), manifest, self._manifest_path(operator))
         except BaseException:
             remove_tree(partial)
             raise
