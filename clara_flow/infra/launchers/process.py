@@ -34,7 +34,7 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, Windows' Linux subsystem
 SUPERVISE = "; ".join(
     (
         "import sys",
-        f"sys.path.insert(0, {str(Path(supervise.__file__).parent)!r})",
+        f"sys.path.append({str(Path(supervise.__file__).parent)!r})",
         "import supervise",
         "supervise.main(sys.argv[1:])",
     )

@@ -15,7 +15,13 @@ def _process(settings: Settings) -> Launcher:
     return ProcessLauncher(settings.data_dir / "operators")
 
 
-FACTORIES: dict[str, Callable[[Settings], Launcher]] = {"process": _process}
+def _docker(settings: Settings) -> Launcher:
+    from clara_flow.infra.launchers.docker import DockerLauncher
+
+    return DockerLauncher(settings.docker_base_url)
+
+
+FACTORIES: dict[str, Callable[[Settings], Launcher]] = {"process": _process, "docker": _docker}
 
 
 def create_launcher(runtime: str, settings: Settings) -> Launcher:
