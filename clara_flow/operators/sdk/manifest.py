@@ -135,8 +135,9 @@ def _usable(entry: PayloadEntry, kind: str) -> PayloadEntry:
         if kind == "output":
             folder.mkdir(parents=True, exist_ok=True)
         there = folder.is_dir()
-    except OSError as problem:
-        raise DriverError(f"{kind} {entry.keys[0]!r}: folder {folder} cannot be used: {problem.strerror}") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
+        why = problem.strerror if isinstance(problem, OSError) else problem
+        raise DriverError(f"{kind} {entry.keys[0]!r}: folder {str(folder)!r} cannot be used: {why}") from None
     if not there:
         raise DriverError(f"{kind} {entry.keys[0]!r}: there is no folder {folder}")
     return entry
@@ -174,8 +175,9 @@ def _utc(text: str, where: str) -> datetime | None:
         return None
     try:
         deadline = datetime.fromisoformat(text)
-    except ValueError:
+        in_utc = deadline.astimezone(UTC)  # overflows within a day of the years 1 and 9999
+    except (ValueError, OverflowError):
         raise DriverError(f"{where}: 'deadline' must be an ISO 8601 time, found {text!r}") from None
     if deadline.tzinfo is None:
         raise DriverError(f"{where}: 'deadline' must say its time zone (2030-01-01T00:10:00Z), found {text!r}")
-    return deadline.astimezone(UTC)
+    return in_utc
