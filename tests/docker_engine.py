@@ -57,21 +57,21 @@ def engine() -> Iterator[str]:
         return
     if os.geteuid() != 0:
         pytest.skip("no Docker engine answers, and only root can start one")
-    if shutil.which("dockerd") is None:
+    if (dockerd := shutil.which("dockerd")) is None:
         pytest.skip("no Docker engine answers, and dockerd is not installed")
-    with _shared_engine(cache_dir() / "engine") as base_url:
+    with _shared_engine(cache_dir() / "engine", dockerd) as base_url:
         yield base_url
 
 
 @contextlib.contextmanager
-def _shared_engine(folder: Path) -> Iterator[str]:
+def _shared_engine(folder: Path, dockerd: str) -> Iterator[str]:
     folder.mkdir(exist_ok=True)
     base_url = f"unix://{folder}/docker.sock"
     with (folder / "users.lock").open("w") as users, (folder / "start.lock").open("w") as start:
         fcntl.flock(start, fcntl.LOCK_EX)
         fcntl.flock(users, fcntl.LOCK_SH)
         if not answers(base_url):
-            _start(folder, base_url)
+            _start(folder, base_url, dockerd)
         fcntl.flock(start, fcntl.LOCK_UN)
         try:
             yield base_url
@@ -82,12 +82,12 @@ def _shared_engine(folder: Path) -> Iterator[str]:
                 _stop(folder)
 
 
-def _start(folder: Path, base_url: str) -> None:
+def _start(folder: Path, base_url: str, dockerd: str) -> None:
     (folder / "docker.pid").unlink(missing_ok=True)
     with (folder / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
             [
-                *("dockerd", "--host", base_url, "--pidfile", f"{folder}/docker.pid"),
+                *(dockerd, "--host", base_url, "--pidfile", f"{folder}/docker.pid"),
                 *("--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec"),
                 *("--bridge", "none", "--iptables=false", "--ip6tables=false"),
             ],
@@ -120,12 +120,12 @@ def ensure_base_image(base_url: str) -> str:
         for image in (BASE_IMAGE, PUBLIC_BASE_IMAGE):
             if client.images(name=image):
                 return image
-        if os.geteuid() == 0 and shutil.which("debootstrap"):
+        if os.geteuid() == 0 and (debootstrap := shutil.which("debootstrap")):
             with (cache_dir() / "base.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not client.images(name=BASE_IMAGE):
                     repository, _, tag = BASE_IMAGE.partition(":")
-                    client.import_image(str(_root_file_system()), repository=repository, tag=tag)
+                    client.import_image(str(_root_file_system(debootstrap)), repository=repository, tag=tag)
             return BASE_IMAGE
         try:
             client.pull(*PUBLIC_BASE_IMAGE.split(":"))
@@ -134,13 +134,13 @@ def ensure_base_image(base_url: str) -> str:
         return PUBLIC_BASE_IMAGE
 
 
-def _root_file_system() -> Path:
+def _root_file_system(debootstrap: str) -> Path:
     archive = cache_dir() / "bookworm.tar"
     if not archive.exists():
         root, part = cache_dir() / "bookworm.rootfs", archive.with_suffix(".part")
         shutil.rmtree(root, ignore_errors=True)
         done = subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), MIRROR],
+            [debootstrap, "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root), MIRROR],
             capture_output=True,
             text=True,
             check=False,

@@ -124,6 +124,10 @@ class Catalog:
                 f"there is no bundled operator {name!r}; there is {', '.join(self.operators) or 'none'}"
             ) from None
 
+    def images_of(self, name: str) -> list[str]:
+        """The image names, without tags, that mean the operator of that name."""
+        return [image for image, operator in self.images.items() if operator == name]
+
     def find(self, image: str) -> BundledOperator | None:
         """The bundled operator that stands in for an image reference, whatever its tag or digest, or None."""
         return self.operators.get(self.images.get(image_name(image), ""))
