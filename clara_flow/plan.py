@@ -8,10 +8,47 @@ Sizes are MiB where Clara's language says MB (spec: `memory: 8192` is 8 GiB); du
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+# Placeholders that only a running job can resolve; they stay in commands and variables of the plan.
+BUILTINS = ("JOB_ID", "JOB_NAME", "PAYLOAD_ID", "PIPELINE_ID", "OPERATOR_NAME")
+
+_PLACEHOLDER = re.compile(r"\$\{\{[ \t]*([A-Za-z0-9_-]+)[ \t]*\}\}")
+_REFERENCE = re.compile(r"\$\$|\$\((?:([^)]*)\)|.*\Z)", re.DOTALL)  # the last branch: no `)` up to the end
+
+
+def substitute_builtins(text: str, values: Mapping[str, str]) -> str:
+    """`text` with each `${{NAME}}` that `values` knows replaced; others stay as they are. One pass.
+
+    values      usually one entry for each of BUILTINS.
+
+    >>> substitute_builtins("/data/${{ JOB_ID }}", {"JOB_ID": "7"})
+    '/data/7'
+    """
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
+
+
+def expand_command(command: tuple[str, ...], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """A container's command with `$(VAR)` replaced by its environment, by Kubernetes' rules.
+
+    An unknown variable stays literal; `$$` is one `$`, so `$$(VAR)` gives the text `$(VAR)`. What is put in is not
+    expanded again.
+
+    >>> expand_command(("--port=$(PORT)", "$(NOBODY)", "$$(PORT)"), {"PORT": "80"})
+    ('--port=80', '$(NOBODY)', '$(PORT)')
+    """
+
+    def replacement(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0].replace("$$", "$")
+        return environment.get(found[1], found[0])
+
+    return tuple(_REFERENCE.sub(replacement, argument) for argument in command)
 
 
 class Frozen(BaseModel):
@@ -78,7 +115,7 @@ class PlanRequests(Frozen):
 
 
 class PlanContainer(Frozen):
-    """What to run. `image` keeps the definition's spelling, `tag` is always text."""
+    """What to run. `image` keeps the definition's spelling, `tag` is always text ("" with a pinned `image@digest`)."""
 
     image: str
     tag: str = "latest"
@@ -87,7 +124,7 @@ class PlanContainer(Frozen):
     @property
     def reference(self) -> str:
         """`image:tag`, as a container engine takes it."""
-        return f"{self.image}:{self.tag}"
+        return f"{self.image}:{self.tag}" if self.tag else self.image
 
 
 class PlanModel(Frozen):

@@ -1,0 +1,34 @@
+"""The bundled pipeline definitions, and how a name or a path finds one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clara_flow.errors import InputError
+
+SUFFIX = ".yaml"
+_FOLDER = Path(__file__).parent
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Names of the definitions that come with clara-flow, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob(f"*{SUFFIX}")))
+
+
+def find_definition(name_or_path: str | Path) -> Path:
+    """The file of a definition: a path, or the name of a bundled one. A file that exists wins over a name.
+
+    Raises InputError that lists the bundled names when there is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    name = str(name_or_path)
+    if name in bundled_names():
+        return _FOLDER / f"{name}{SUFFIX}"
+    what = "is a folder, not a definition" if path.is_dir() else "does not exist"
+    raise InputError(
+        f"{name} {what}; give the path of a pipeline definition or the name of a bundled one: "
+        f"{', '.join(bundled_names())}",
+        definition=name,
+    )

@@ -1,0 +1,251 @@
+"""The compiler: a pipeline definition in, a plan out. Planning comes last and cannot fail."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clara_flow.errors import DefinitionInvalid
+from clara_flow.flows.definition.check import check_definition
+from clara_flow.flows.definition.grammar import NumberShape, Pairs
+from clara_flow.flows.definition.node import Text
+from clara_flow.flows.definition.problem import Problem, Severity
+from clara_flow.flows.definition.resolved import resolved_definition
+from clara_flow.flows.definition.rules.p08_paths import normal
+from clara_flow.flows.definition.rules.p14_images_and_models import split_reference
+from clara_flow.flows.definition.syntax import LARGEST, Container, Entry, Operator, Requests, Service
+from clara_flow.flows.definition.tree import Site, Tree
+from clara_flow.flows.definition.types import plan_type
+from clara_flow.plan import (
+    Plan,
+    PlanConnection,
+    PlanContainer,
+    PlanEdge,
+    PlanInput,
+    PlanModel,
+    PlanOperator,
+    PlanOutput,
+    PlanRequests,
+    PlanService,
+    PlanType,
+)
+
+NUMBER = NumberShape(0, LARGEST)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What containers get that ask for nothing (settings `operator_cpu_default`, `operator_memory_default_mib`)."""
+
+    cpu: int = 1
+    memory_mib: int = 1024
+
+
+class CompileResult(NamedTuple):
+    """A plan, or the errors that forbid it; warnings and infos come with both.
+
+    definition  the resolved definition as plain values, ready for YAML: imports put in, parameters substituted,
+                `name: null` for unnamed inputs and outputs. None where there is no plan.
+    """
+
+    source: str
+    plan: Plan | None
+    problems: tuple[Problem, ...]
+    definition: dict[str, Any] | None = None
+
+    def of(self, severity: Severity) -> tuple[Problem, ...]:
+        """The problems of one severity, sorted by place."""
+        return tuple(problem for problem in self.problems if problem.severity is severity)
+
+    def require_plan(self) -> Plan:
+        """The plan. Raises DefinitionInvalid with all errors when there is none."""
+        if self.plan is None:
+            raise DefinitionInvalid(self.source, tuple(map(str, self.of(Severity.ERROR))))
+        return self.plan
+
+
+def compile_pipeline(
+    text: str | bytes,
+    *,
+    source: str,
+    arguments: Mapping[str, str] | None = None,
+    root: Path | None = None,
+    defaults: Defaults = Defaults(),
+    site: Site | None = None,
+) -> CompileResult:
+    """Check a definition and compile it. Raises nothing, whatever the text holds; the parameters are those of
+    `check_definition` and `defaults`, the requests of containers that make none.
+    """
+    checked = check_definition(text, source=source, arguments=arguments, root=root, site=site)
+    if checked.tree is None or checked.errors:
+        return CompileResult(source, None, checked.problems)
+    plan = _plan(checked.tree, defaults)
+    return CompileResult(source, plan, checked.problems, resolved_definition(checked.tree.pipeline))
+
+
+def compile_or_raise(
+    text: str | bytes,
+    *,
+    source: str,
+    arguments: Mapping[str, str] | None = None,
+    root: Path | None = None,
+    defaults: Defaults = Defaults(),
+    site: Site | None = None,
+) -> Plan:
+    """The plan of a definition. Raises DefinitionInvalid with all errors, each as `file:line:column: message [code]`."""
+    return compile_pipeline(
+        text, source=source, arguments=arguments, root=root, defaults=defaults, site=site
+    ).require_plan()
+
+
+def _plan(tree: Tree, defaults: Defaults) -> Plan:
+    pipeline = tree.pipeline
+    operators = tuple(_operator(tree, operator, defaults) for operator in _in_order(tree))
+    edges = dict.fromkeys(
+        PlanEdge(source=entry.upstream, target=operator.name, output=entry.output)
+        for operator in operators
+        for entry in operator.inputs
+    )
+    return Plan(
+        name=_text(pipeline.name),
+        api_version=_text(pipeline.api_version),
+        description=_text(pipeline.description),
+        operators=operators,
+        edges=tuple(edges),
+        pull_secrets=tuple(secret.value for secret in pipeline.pull_secrets),
+        metadata=_pairs(pipeline.metadata),
+        timeout_s=_number(pipeline.timeout),
+        scheduling="gang" if _text(pipeline.scheduling) == "gang" else "operator",
+    )
+
+
+def _in_order(tree: Tree) -> list[Operator]:
+    """Kahn's algorithm; of the operators that could come next, always the one that stands first in the file."""
+    index = {id(operator): number for number, operator in enumerate(tree.operators)}
+    waits = dict.fromkeys(index.values(), 0)
+    readers: dict[int, list[int]] = {number: [] for number in waits}
+    for operator in tree.operators:
+        for entry in operator.inputs:
+            upstream = tree.upstream_of(entry)
+            if upstream is not None:
+                readers[index[id(upstream)]].append(index[id(operator)])
+                waits[index[id(operator)]] += 1
+    ready = [number for number, count in waits.items() if count == 0]
+    order: list[Operator] = []
+    while ready:
+        number = heapq.heappop(ready)
+        order.append(tree.operators[number])
+        for reader in readers[number]:
+            waits[reader] -= 1
+            if waits[reader] == 0:
+                heapq.heappush(ready, reader)
+    return order
+
+
+def _operator(tree: Tree, operator: Operator, defaults: Defaults) -> PlanOperator:
+    typed = bool(tree.pipeline.is_typed(operator))
+    inputs = []
+    for entry in operator.inputs:
+        upstream = tree.upstream_of(entry)
+        output = tree.output_of(upstream, entry) if upstream is not None else None
+        inputs.append(
+            PlanInput(
+                name=_text(entry.name),
+                path=_path(entry.path),
+                upstream=_text(upstream.name) if upstream is not None else "",
+                output=_text(output.name) if output is not None else "",
+                type=_type(entry, typed=typed),
+            )
+        )
+    return PlanOperator(
+        name=_text(operator.name),
+        description=_text(operator.description),
+        container=_container(operator.container),
+        inputs=tuple(inputs),
+        outputs=tuple(
+            PlanOutput(name=_text(output.name), path=_path(output.path), type=_type(output, typed=typed))
+            for output in operator.outputs
+        ),
+        variables=_variables(operator.container, operator.variables),
+        requests=_requests(operator.requests, defaults),
+        models=tuple(
+            PlanModel(name=_text(model.name), version=_text(model.version) or "latest", platform=_text(model.platform))
+            for model in operator.models
+        ),
+        services=tuple(_service(service, defaults) for service in operator.services),
+        timeout_s=_number(operator.timeout),
+        retries=_number(operator.retries) or 0,
+    )
+
+
+def _service(service: Service, defaults: Defaults) -> PlanService:
+    container = _container(service.container)
+    variables = _variables(service.container, service.variables)
+    connections: list[PlanConnection] = []
+    if service.connections is not None:
+        for http in service.connections.http:
+            connections.append(PlanConnection(name=_text(http.name), kind="http", port=_number(http.port)))
+        for file in service.connections.file:
+            connections.append(PlanConnection(name=_text(file.name), kind="file", path=_path(file.path)))
+    return PlanService(
+        name=_text(service.name),
+        signature=_signature(container, variables),
+        container=container,
+        requests=_requests(service.requests, defaults),
+        variables=variables,
+        connections=tuple(connections),
+    )
+
+
+def _signature(container: PlanContainer, variables: Mapping[str, str]) -> str:
+    """SHA-256 (hex) of image, tag, command and variables: equal signature, same running instance (Clara's rule)."""
+    facts = [container.image, container.tag, container.command, sorted(variables.items())]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _container(container: Container | None) -> PlanContainer:
+    if container is None:
+        raise AssertionError("rule P03 lets no operator or service without a container through")
+    image, tag = split_reference(container)
+    return PlanContainer(image=image, tag=tag, command=tuple(text.value for text in container.command))
+
+
+def _variables(container: Container | None, variables: Pairs) -> dict[str, str]:
+    """The operator's own level wins over what stands under `container`."""
+    return _pairs(container.variables if container is not None else ()) | _pairs(variables)
+
+
+def _requests(requests: Requests | None, defaults: Defaults) -> PlanRequests:
+    cpu = memory = gpu = None
+    if requests is not None:
+        cpu, memory, gpu = _number(requests.cpu), _number(requests.memory), _number(requests.gpu)
+    return PlanRequests(
+        cpu=defaults.cpu if cpu is None else cpu,
+        memory_mib=defaults.memory_mib if memory is None else memory,
+        gpu=gpu or 0,
+    )
+
+
+def _type(entry: Entry, *, typed: bool) -> PlanType | None:
+    return plan_type(entry) if typed else None
+
+
+def _text(text: Text | None) -> str:
+    return text.value if text is not None else ""
+
+
+def _path(text: Text | None) -> str:
+    return normal(text.value) if text is not None else ""
+
+
+def _number(text: Text | None) -> int | None:
+    return NUMBER.parse(text) if text is not None else None
+
+
+def _pairs(pairs: Pairs) -> dict[str, str]:
+    return {name.value: text.value for name, text in pairs}

@@ -1,0 +1,34 @@
+"""P11: amounts are whole numbers in their range: `requests`, `timeout`, `retries`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from clara_flow.flows.definition.grammar import NumberShape, Part, keys_of
+from clara_flow.flows.definition.node import Text
+from clara_flow.flows.definition.problem import Problem, problem_at, shown
+from clara_flow.flows.definition.syntax import LARGEST
+from clara_flow.flows.definition.tree import Tree
+
+CODE = "P11"
+
+
+def check(tree: Tree) -> Iterator[Problem]:
+    """Every number of the pipeline, its operators and their services, but shapes (P09) and ports (P12)."""
+    yield from _check_numbers(tree.pipeline)
+    for operator in tree.operators:
+        yield from _check_numbers(operator)
+        for part in (operator.requests, *(service.requests for service in operator.services)):
+            if part is not None:
+                yield from _check_numbers(part)
+
+
+def _check_numbers(part: Part) -> Iterator[Problem]:
+    for name, (attribute, key) in keys_of(type(part)).items():
+        if not isinstance(key.shape, NumberShape):
+            continue
+        text = getattr(part, attribute)
+        if isinstance(text, Text) and not text.is_open and key.shape.parse(text) is None:
+            low, high = key.shape.minimum, key.shape.maximum
+            span = f"of at least {low}" if high == LARGEST else f"from {low} to {high}"
+            yield problem_at(text, f"`{name}` is {shown(text.value)}; a whole number {span} is possible", CODE)
