@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clara_flow.errors import DefinitionInvalid
+import yaml
+
+from clara_flow.errors import DefinitionInvalid, InputError
 from clara_flow.flows.definition.check import check_definition
 from clara_flow.flows.definition.grammar import NumberShape, Pairs
+from clara_flow.flows.definition.loader import MAX_BYTES
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, Severity
 from clara_flow.flows.definition.resolved import resolved_definition
 from clara_flow.flows.definition.rules.p08_paths import normal
 from clara_flow.flows.definition.rules.p14_images_and_models import split_reference
-from clara_flow.flows.definition.syntax import LARGEST, Container, Entry, Operator, Requests, Service
+from clara_flow.flows.definition.syntax import LARGEST, Connections, Container, Entry, Operator, Requests, Service
 from clara_flow.flows.definition.tree import Site, Tree
 from clara_flow.flows.definition.types import plan_type
 from clara_flow.plan import (
@@ -78,8 +81,9 @@ def compile_pipeline(
     defaults: Defaults = Defaults(),
     site: Site | None = None,
 ) -> CompileResult:
-    """Check a definition and compile it. Raises nothing, whatever the text holds; the parameters are those of
-    `check_definition` and `defaults`, the requests of containers that make none.
+    """Check a definition and compile it. Raises nothing, whatever the text holds.
+
+    defaults    requests of containers that make none. The other parameters are those of `check_definition`.
     """
     checked = check_definition(text, source=source, arguments=arguments, root=root, site=site)
     if checked.tree is None or checked.errors:
@@ -88,19 +92,51 @@ def compile_pipeline(
     return CompileResult(source, plan, checked.problems, resolved_definition(checked.tree.pipeline))
 
 
-def compile_or_raise(
-    text: str | bytes,
+def load_plan(
+    definition: Path,
     *,
-    source: str,
     arguments: Mapping[str, str] | None = None,
-    root: Path | None = None,
-    defaults: Defaults = Defaults(),
+    default_cpu: int = 1,
+    default_memory_mib: int = 1024,
     site: Site | None = None,
-) -> Plan:
-    """The plan of a definition. Raises DefinitionInvalid with all errors, each as `file:line:column: message [code]`."""
-    return compile_pipeline(
-        text, source=source, arguments=arguments, root=root, defaults=defaults, site=site
-    ).require_plan()
+) -> tuple[Plan, str]:
+    """The plan of a definition's file, and the resolved definition as YAML: all that a job needs to keep.
+
+    Raises InputError when the file cannot be read, DefinitionInvalid with every error as
+    `file:line:column: message [code]`.
+    """
+    result = compile_pipeline(
+        read_definition(definition),
+        source=str(definition),
+        arguments=arguments,
+        root=definition.parent,
+        defaults=Defaults(cpu=default_cpu, memory_mib=default_memory_mib),
+        site=site,
+    )
+    plan = result.require_plan()
+    return plan, to_yaml(result.definition)
+
+
+def read_definition(path: Path) -> bytes:
+    """The bytes of a definition's file, at most one more than a definition may have.
+
+    Raises InputError when it does not exist, is a folder or cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", path=str(path)) from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not a pipeline definition", path=str(path)) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", path=str(path)) from None
+
+
+def to_yaml(values: Any) -> str:
+    """Plain values as YAML, keys in their order."""
+    text: str = yaml.dump(values, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def _plan(tree: Tree, defaults: Defaults) -> Plan:
@@ -186,20 +222,25 @@ def _operator(tree: Tree, operator: Operator, defaults: Defaults) -> PlanOperato
 def _service(service: Service, defaults: Defaults) -> PlanService:
     container = _container(service.container)
     variables = _variables(service.container, service.variables)
-    connections: list[PlanConnection] = []
-    if service.connections is not None:
-        for http in service.connections.http:
-            connections.append(PlanConnection(name=_text(http.name), kind="http", port=_number(http.port)))
-        for file in service.connections.file:
-            connections.append(PlanConnection(name=_text(file.name), kind="file", path=_path(file.path)))
+    connections = service.connections
     return PlanService(
         name=_text(service.name),
         signature=_signature(container, variables),
         container=container,
         requests=_requests(service.requests, defaults),
         variables=variables,
-        connections=tuple(connections),
+        connections=(*_http(connections), *_file(connections)),
     )
+
+
+def _http(connections: Connections | None) -> list[PlanConnection]:
+    found = connections.http if connections is not None else ()
+    return [PlanConnection(name=_text(http.name), kind="http", port=_number(http.port)) for http in found]
+
+
+def _file(connections: Connections | None) -> list[PlanConnection]:
+    found = connections.file if connections is not None else ()
+    return [PlanConnection(name=_text(file.name), kind="file", path=_path(file.path)) for file in found]
 
 
 def _signature(container: PlanContainer, variables: Mapping[str, str]) -> str:

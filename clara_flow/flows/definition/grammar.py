@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, TypeVar
 
 from clara_flow.flows.definition.node import Mapping, Node, Sequence, Text
@@ -129,6 +128,7 @@ class Part:
 Pairs = tuple[tuple[Text, Text], ...]
 P = TypeVar("P", bound=Part)
 
+_KEYS: dict[type[Part], dict[str, tuple[str, Key]]] = {}
 _EMPTY: dict[type, Callable[[], Any]] = {TextsShape: tuple, PairsShape: tuple, PartsShape: tuple}
 
 
@@ -139,17 +139,18 @@ def key(shape: Shape, about: str, *, name: str = "", **rules: Any) -> Any:
     return field(default_factory=empty, metadata=metadata) if empty else field(default=None, metadata=metadata)
 
 
-@cache
 def keys_of(part: type[Part]) -> dict[str, tuple[str, Key]]:
     """YAML key -> (field name, Key) of a part, in the order of the reference."""
-    found = {}
+    if part in _KEYS:
+        return _KEYS[part]
+    found: dict[str, tuple[str, Key]] = {}
     for member in dataclasses.fields(part):
         if "shape" in member.metadata:
             yaml_name = member.metadata["yaml"] or member.name.replace("_", "-")
             rules = member.metadata["rules"]
             entry = Key(yaml_name, member.metadata["shape"], member.metadata["about"], **rules)
             found[yaml_name] = (member.name, entry)
-    return found
+    return _KEYS.setdefault(part, found)
 
 
 def read(part: type[P], node: Mapping) -> P:

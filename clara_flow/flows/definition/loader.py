@@ -113,7 +113,8 @@ class _Composer:
     def compose(self, events: Iterator[yaml.Event]) -> Node:
         """The document's root. Raises _Refused when it cannot be read."""
         for event in events:
-            line, column = event.start_mark.line + 1, event.start_mark.column + 1
+            mark = event.start_mark
+            line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
             match event:
                 case yaml.DocumentStartEvent():
                     self.documents += 1
@@ -135,7 +136,7 @@ class _Composer:
                 case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                     self.stack.pop()
                 case yaml.AliasEvent():
-                    self._place(self._copy_of(event.anchor, line, column))
+                    self._place(self._copy_of(event.anchor or "", line, column))
         if self.root is None:
             raise _Refused(1, 1, "the file is empty; a definition starts with `api-version:` and `name:`")
         return self.root

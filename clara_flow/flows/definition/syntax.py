@@ -122,18 +122,23 @@ class Model(Part):
 
 
 @dataclass(slots=True, eq=False)
-class HttpConnection(Part):
-    """An address of the service."""
+class Connection(Part):
+    """A way to reach a service."""
 
-    name: Text | None = key(TEXT, "Variable that gives operators `host:port`.", required=True)
+    name: Text | None = key(TEXT, "Variable of the operators that tells them the way.", required=True)
+
+
+@dataclass(slots=True, eq=False)
+class HttpConnection(Connection):
+    """An address; the variable holds `host:port`."""
+
     port: Text | None = key(NumberShape(1024, 65535), "Fixed port; absent: any free one, which is safer.")
 
 
 @dataclass(slots=True, eq=False)
-class FileConnection(Part):
-    """A folder that the service and its operators share."""
+class FileConnection(Connection):
+    """A folder that the service and its operators share; the variable holds the operator's path to it."""
 
-    name: Text | None = key(TEXT, "Variable that gives operators the folder's path.", required=True)
     path: Text | None = key(TEXT, "Absolute path of the folder in the service's container.", required=True)
 
 
@@ -146,39 +151,40 @@ class Connections(Part):
 
 
 @dataclass(slots=True, eq=False)
-class Service(Part):
-    """A server that starts before the operators that need it."""
+class Unit(Part):
+    """What operators and services have in common: each is a container, written in place or in its own file."""
 
-    api_version: Text | None = key(TextShape(VERSIONS), "Version of the language.", own_file=True)
-    name: Text | None = key(TEXT, "Name of the service.", required=True)
+    api_version: Text | None = key(
+        TextShape(VERSIONS), "Version of the language; absent: the pipeline's.", own_file=True
+    )
+    name: Text | None = key(TEXT, "Name, legal and unique without regard to case.", required=True)
     description: Text | None = key(TEXT, "Free text.")
     container: Container | None = key(PartShape(Container), "What to run.", required=True)
-    requests: Requests | None = key(PartShape(Requests), "Resources.")
-    variables: Pairs = key(PAIRS, "Environment of the service's container.")
-    connections: Connections | None = key(PartShape(Connections), "How operators reach it.", required=True)
-    import_: Import | None = key(PartShape(Import), "Take the service from its own file.", name="import")
+    requests: Requests | None = key(PartShape(Requests), "Resources of the running container.")
+    variables: Pairs = key(PAIRS, "Environment of the container; every value is text.")
+    import_: Import | None = key(PartShape(Import), "Take the rest from its own file.", name="import")
 
 
 @dataclass(slots=True, eq=False)
-class Operator(Part):
-    """One step of the pipeline: a container."""
+class Service(Unit):
+    """A server that starts before the operators that need it."""
 
-    api_version: Text | None = key(TextShape(VERSIONS), "Version of the language.", own_file=True)
-    name: Text | None = key(TEXT, "Name, legal and unique in the pipeline.", required=True)
-    description: Text | None = key(TEXT, "Free text.")
-    parameters: Pairs = key(PAIRS, "Names and default values for `${{NAME}}`.")
-    container: Container | None = key(PartShape(Container), "What to run.", required=True)
+    connections: Connections | None = key(PartShape(Connections), "How operators reach it.", required=True)
+
+
+@dataclass(slots=True, eq=False)
+class Operator(Unit):
+    """One step of the pipeline."""
+
     inputs: tuple[Input, ...] = key(PartsShape(Input), "What it reads; it starts when all is there.", name="input")
     outputs: tuple[Output, ...] = key(PartsShape(Output), "What it writes.", name="output")
-    variables: Pairs = key(PAIRS, "Environment of the container; every value is text.")
-    requests: Requests | None = key(PartShape(Requests), "Resources.")
     models: tuple[Model, ...] = key(PartsShape(Model), "Models it asks for.", since=MODELS_SINCE)
     services: tuple[Service, ...] = key(
         PartsShape(Service), "Services it talks to.", deprecated=(TYPED_SINCE, "models")
     )
+    parameters: Pairs = key(PAIRS, "Names and default values for `${{NAME}}` in this operator.")
     timeout: Text | None = key(SECONDS, "Seconds after which this operator is stopped.")
-    retries: Text | None = key(NumberShape(0, 10), "Further attempts after a failure.")
-    import_: Import | None = key(PartShape(Import), "Take the operator from its own file.", name="import")
+    retries: Text | None = key(NumberShape(0, 10), "Further attempts when its container is lost.")
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from clara_flow.flows.definition.grammar import CLARA_ORCHESTRATOR_SINCE, VERSIONS, is_before
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, Severity, Vocabulary, listed, problem_at, shown
-from clara_flow.flows.definition.syntax import known_version
+from clara_flow.flows.definition.syntax import Unit, known_version
 from clara_flow.flows.definition.tree import Tree
 
 CODE = "P02"
@@ -27,7 +27,8 @@ def check(tree: Tree) -> Iterator[Problem]:
         message = "Argo is not used; the pipeline runs on clara-flow's own engine"
         yield problem_at(pipeline.orchestrator, message, CODE, Severity.WARNING)
     for operator in tree.operators:
-        for part in (operator, *operator.services):
+        units: tuple[Unit, ...] = (operator, *operator.services)
+        for part in units:
             yield from _unknown(part.api_version)
             own = known_version(part.api_version)
             if part.api_version is not None and own is not None and is_before(version, own):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
-from functools import cache
 
 from clara_flow.flows.definition.grammar import (
     TYPED_SINCE,
@@ -72,19 +71,10 @@ def _check_part(node: Mapping, part: type[Part], version: str | None, where: str
 def _unknown_key(key: Text, part: type[Part], version: str | None, where: str) -> Problem:
     severity = Severity.WARNING if version is None or is_before(version, TYPED_SINCE) else Severity.ERROR
     ignored = "; it is ignored" if severity is Severity.WARNING else ""
-    hint = _vocabulary(part).hint(key.value) or f"; possible are {listed(keys_of(part))}"
+    hint = Vocabulary(keys_of(part)).hint(key.value) or f"; possible are {listed(keys_of(part))}"
     if part is Pipeline and key.value == "container":
         hint = "; an operator's own file is checked through the pipeline that imports it"
     return problem_at(key, f"{where} has no key {shown(key.value)}{ignored}{hint}", CODE, severity)
-
-
-@cache
-def _known(part: type[Part]) -> tuple[str, ...]:
-    return tuple(keys_of(part))
-
-
-def _vocabulary(part: type[Part]) -> Vocabulary:
-    return Vocabulary(_known(part))
 
 
 def _usage(key: Text, entry: Key, version: str | None) -> Iterator[Problem]:

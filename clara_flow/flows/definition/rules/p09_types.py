@@ -25,7 +25,10 @@ def check(tree: Tree) -> Iterator[Problem]:
         for source in operator.inputs:
             kind = plan_type(source)
             if source.upstream is None and source.type is not None and kind and kind.medium is Medium.MEMORY:
-                message = f"an input without `from` reads the payload, which is files: `type` must be stream, not {source.type.value}"
+                found = source.type.value
+                message = (
+                    f"an input without `from` reads the payload, which is files: `type` must be stream, not {found}"
+                )
                 yield problem_at(source.type, message, CODE)
     for operator in tree.operators:
         for entry in operator.inputs:

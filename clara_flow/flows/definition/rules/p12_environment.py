@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from clara_flow.flows.definition.grammar import NumberShape, Pairs
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, Severity, problem_at, shown
-from clara_flow.flows.definition.syntax import HttpConnection, Service
+from clara_flow.flows.definition.syntax import Connection, HttpConnection, Service
 from clara_flow.flows.definition.tree import Tree, label
 
 CODE = "P12"
@@ -58,7 +58,7 @@ def _check_connections(service: Service, taken: dict[str, Text], where: str) -> 
     """`taken`: connection names of this operator so far, each of which becomes one variable."""
     if service.connections is None:
         return
-    connections = (*service.connections.http, *service.connections.file)
+    connections: tuple[Connection, ...] = (*service.connections.http, *service.connections.file)
     if not any(service.connections.node.get(kind) is not None for kind in ("http", "file")):
         yield problem_at(service.connections.node, "`connections` is empty; a service needs one `http` or `file`", CODE)
     for connection in connections:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from clara_flow.flows.definition.problem import Problem, Severity, Vocabulary, listed, problem_at, shown
-from clara_flow.flows.definition.syntax import Container, Operator
+from clara_flow.flows.definition.syntax import Container, Operator, Unit
 from clara_flow.flows.definition.tree import Tree, label
 
 CODE = "P14"
@@ -38,7 +38,8 @@ def split_reference(container: Container) -> tuple[str, str]:
 def check(tree: Tree) -> Iterator[Problem]:
     """Every container, every model, and operators with models beside services."""
     for operator in tree.operators:
-        for part in (operator, *operator.services):
+        units: tuple[Unit, ...] = (operator, *operator.services)
+        for part in units:
             if part.container is not None:
                 yield from _check_container(part.container, tree)
         yield from _check_models(operator, tree)
