@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from clara_flow.errors import SettingsError
 
+Runtime = Literal["process", "docker"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
     )
     service_start_timeout_s: float = Field(120, gt=0, description="How long a service may take to become healthy.")
 
-    runtime: Literal["process", "docker"] = Field("process", description="How operators are launched by default.")
+    runtime: Runtime = Field("process", description="How operators are launched by default.")
     docker_base_url: str | None = Field(
         None, description="Docker engine, unix:///... Unset: DOCKER_HOST or its default."
     )

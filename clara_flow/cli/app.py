@@ -1,7 +1,7 @@
 """The `clara-flow` command: a table of subcommands, each imported only when it is called.
 
-Nothing heavy may be imported here: `clara-flow --help` must answer in under 0.3 s. A subcommand is a function in a module
-of its noun; its docstring is its help text and ends in an example.
+Nothing heavy may be imported here: `clara-flow --help` must answer in under 0.3 s. A subcommand is a function in a
+module of its noun; its docstring is its help text and ends in an example.
 
 Exit status: 0 fine; 1 the job or the checked thing failed; 2 wrong usage or setting; 3 the input cannot be used;
 4 the platform is not available; 5 the resources can never fit; 70 a bug of ours; 130 interrupted.

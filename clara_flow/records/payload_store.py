@@ -110,6 +110,23 @@ class PayloadFolder:
             remove_tree(partial)
             raise
 
+    def adopt_input(self, earlier: PayloadFolder) -> Manifest:
+        """Take over another payload's sealed input; files are hard-linked.
+
+        Raises PayloadError when `earlier` has none, it is not what was sealed any more, or there is an input here;
+        StorageError.
+        """
+        if self.input.exists():
+            raise PayloadError(f"payload {self.id} has its input already", payload=str(self.id))
+        manifest = earlier.input_manifest()
+        if different := earlier.verify():
+            raise PayloadError(
+                f"the input of payload {earlier.id} is not what was sealed any more: {len(different)} file(s) differ",
+                payload=str(earlier.id),
+            )
+        self._adopt(earlier.input, self.path / ".input.partial", self.input, manifest, self._manifest_path(None))
+        return manifest
+
     def input_manifest(self) -> Manifest:
         """The sealed input's. Raises PayloadError when there is none."""
         manifest = self._read_manifest(None, self.input)
@@ -203,16 +220,20 @@ class PayloadFolder:
         if different:
             log.warning("outputs of %r in payload %s are not what was sealed", operator, earlier.id)
             return None
-        partial = self.partial_folder(operator, attempt=0)
+        partial, final = self.partial_folder(operator, attempt=0), self.operator_folder(operator)
+        self._adopt(source, partial, final, manifest, self._manifest_path(operator))
+        return manifest
+
+    def _adopt(self, source: Path, partial: Path, final: Path, manifest: Manifest, manifest_path: Path) -> None:
+        """Seal hard links to the files of `source` under `final`; nothing is left when that fails."""
         try:
             with naming_storage_problems(self.path):
                 remove_tree(partial)
                 shutil.copytree(source, partial, copy_function=os.link)
-                self._seal(partial, self.operator_folder(operator), manifest, self._manifest_path(operator))
+                self._seal(partial, final, manifest, manifest_path)
         except BaseException:
             remove_tree(partial)
             raise
-        return manifest
 
     def _seal(self, partial: Path, final: Path, manifest: Manifest, manifest_path: Path) -> None:
         """The last steps, in the order that makes a crash harmless."""

@@ -1,0 +1,132 @@
+"""THE flow: runs any plan. One task run per operator, named after it, edges drawn by Prefect.
+
+The flow is async (a sync flow of Prefect 3.8 ends up to 1 s late) and takes the job's id alone: the plan travels by id,
+and between operators only folders are handed over, never data.
+
+How a job ends:
+
+    every operator Completed or Cached     flow Completed             job STOPPED/HEALTHY
+    an operator ended badly                flow Failed "Faulted"      job STOPPED/FAULTED; its siblings finish
+    asked to stop                          flow Cancelled             job STOPPED/CANCELED
+    past its deadline                      flow Failed "TimedOut"     job STOPPED/TERMINATED
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+from prefect import allow_failure, flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from clara_flow.errors import ClaraFlowError
+from clara_flow.flows import job_report
+from clara_flow.infra.capacity import Capacity, CapacityGate
+from clara_flow.infra.launchers.spec import ResourceRequest
+from clara_flow.plan import PlanOperator
+from clara_flow.records import jobs
+from clara_flow.records.state_machine import JobEvent
+from clara_flow.tasks.ensure_models import ensure_models
+from clara_flow.tasks.job_context import CANCELLED, TIMED_OUT, JobContext, current_job
+from clara_flow.tasks.run_operator import run_operator
+
+SHOWN_LOG_LINES = 10
+
+
+@flow(name="pipeline-job", persist_result=False, validate_parameters=False)
+async def pipeline_job(job_id: str) -> State:
+    """Run the current job (`job_id` is for people who look at the run) to its end and record it.
+
+    The returned state is the flow run's.
+    """
+    del job_id
+    job = current_job()
+    await asyncio.to_thread(jobs.begin_job, job.engine, job.job.id, job.owner, flow_run_id=UUID(str(flow_run.get_id())))
+    job.start_clock()
+    watchdog = asyncio.create_task(_stop_at_deadline(job))
+    try:
+        await _run_operators(job)
+    except ClaraFlowError as error:  # before any operator: a model that cannot be made, resources that never fit
+        job.messages.append(str(error))
+    finally:
+        watchdog.cancel()
+    return await _finish(job)
+
+
+async def _stop_at_deadline(job: JobContext) -> None:
+    await asyncio.sleep(job.seconds_left())
+    job.request_stop(TIMED_OUT)
+
+
+async def _run_operators(job: JobContext) -> None:
+    """Run all operators, each as soon as its upstreams have ended; a gang when everything it asks for is free."""
+    await ensure_models(job)
+    grant = None
+    if job.plan.scheduling == "gang":
+        requests = [operator.requests for operator in job.plan.operators]
+        whole = ResourceRequest(
+            cpu=sum(r.cpu for r in requests),
+            memory_mib=sum(r.memory_mib for r in requests),
+            gpu=sum(r.gpu for r in requests),
+        )
+        machine = job.gate
+        grant = await machine.acquire("the whole job (scheduling: gang)", whole)
+        job.gate = CapacityGate(Capacity(cpu=whole.cpu, memory_mib=whole.memory_mib, gpus=grant.gpus))
+    try:
+        ends: dict[str, asyncio.Task[State]] = {}
+        for operator in job.plan.operators:  # in topological order: upstreams are there already
+            upstreams = {name: ends[name] for name in operator.upstreams}
+            ends[operator.name] = asyncio.create_task(_run_after(operator, upstreams))
+        await asyncio.gather(*ends.values())
+    finally:
+        if grant is not None:
+            machine.release(grant)
+
+
+async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[State]]) -> State:
+    states = {name: await task for name, task in upstreams.items()}
+    failed = tuple(name for name, state in states.items() if not state.is_completed())
+    requests = operator.requests
+    step = run_operator.with_options(
+        name=operator.name,
+        task_run_name=operator.name,
+        description=operator.description or operator.container.reference,
+        tags={f"cpu:{requests.cpu}", f"memory-mib:{requests.memory_mib}", f"gpu:{requests.gpu}"},
+    )
+    # wait_for draws the edges; allow_failure lets the task itself say that it is skipped.
+    after = [allow_failure(state) for state in states.values()]
+    state: State[Any] = await step(operator.name, failed, wait_for=after, return_state=True)  # type: ignore[misc]
+    return state
+
+
+async def _finish(job: JobContext) -> State:
+    """Record the job's end first, then show it."""
+    log = get_run_logger()
+    state: State[Any]
+    if job.stop_reason == CANCELLED:
+        event, state = JobEvent.CANCEL, Cancelled(message="cancelled on request")
+    elif job.stop_reason == TIMED_OUT:
+        message = f"ran past its timeout of {job.job.timeout_s} s"
+        job.messages.append(message)
+        event, state = JobEvent.EXPIRE, Failed(name="TimedOut", message=message)
+    elif job.failures or job.messages:
+        job.messages.extend(_story(error) for error in job.failures.values())
+        event, state = JobEvent.FAULT, Failed(name="Faulted", message="\n".join(job.messages))
+    else:
+        event, state = JobEvent.COMPLETE, Completed(message=f"{len(job.plan.operators)} operators completed")
+    job.job = await asyncio.to_thread(jobs.finish_job, job.engine, job.job.id, job.owner, event, messages=job.messages)
+    rows = await asyncio.to_thread(jobs.list_operators, job.engine, job.job.id)
+    try:
+        await job_report.publish(job.plan, rows, job.payload)
+    except Exception as error:  # noqa: BLE001  pictures are a courtesy: their failure must not touch the job
+        log.warning("the job's artifacts could not be made: %s", error)
+    return state
+
+
+def _story(error: ClaraFlowError) -> str:
+    """The failure with the last lines of the operator's log, as a person needs it."""
+    lines = error.facts.get("last_lines", ())[-SHOWN_LOG_LINES:]
+    return "\n".join([str(error), *(f"    {line}" for line in lines)])

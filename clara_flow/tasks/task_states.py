@@ -1,0 +1,65 @@
+"""States of Prefect task runs that tell the truth about an operator.
+
+The only module that touches Prefect's private API.
+
+Prefect lets a state have any name on one of its fixed types; the names are ours:
+
+    Completed, Cached (sealed by an earlier run of the same job), Skipped (an upstream did not complete),
+    Failed, TimedOut, OutOfMemory, Cancelled, WaitingForResources
+"""
+
+from __future__ import annotations
+
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.states import Cancelled, Completed, Failed, Pending, Running
+from prefect.utilities.engine import emit_task_run_state_change_event
+
+from clara_flow.errors import OperatorError
+
+STATE_NAMES = {"out-of-memory": "OutOfMemory", "timed-out": "TimedOut", "cancelled": "Cancelled"}
+
+
+def completed(message: str) -> State:
+    """The operator ran and its outputs are sealed."""
+    return Completed(message=message)
+
+
+def cached(message: str) -> State:
+    """The operator did not run: the same work was sealed before."""
+    return Completed(name="Cached", message=message)
+
+
+def skipped(message: str) -> State:
+    """The operator did not run: one of its upstreams did not complete."""
+    return Cancelled(name="Skipped", message=message)
+
+
+def ended_badly(error: OperatorError) -> State:
+    """The state of an attempt that raised."""
+    name = STATE_NAMES.get(error.outcome, "Failed")
+    return Cancelled(message=str(error)) if name == "Cancelled" else Failed(name=name, message=str(error))
+
+
+def report_waiting(message: str) -> None:
+    """Show the current task run as WaitingForResources. Outside a task run: nothing happens."""
+    _report(Pending(name="WaitingForResources", message=message))
+
+
+def report_running() -> None:
+    """Show the current task run as Running again, after `report_waiting`."""
+    _report(Running())
+
+
+def _report(state: State) -> None:
+    # Prefect 3 keeps task run states in the client and tells the server by events, but offers no public call to change
+    # the state from inside the task. tests/tasks/test_task_states.py holds this to a real server.
+    context = TaskRunContext.get()
+    if context is None:
+        return
+    task_run = context.task_run
+    before = task_run.state
+    state.state_details.flow_run_id = task_run.flow_run_id
+    state.state_details.task_run_id = task_run.id
+    task_run.state = state
+    emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=state)
