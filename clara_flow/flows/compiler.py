@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from clara_flow.errors import DefinitionInvalid, InputError
+from clara_flow.errors import DefinitionInvalid
 from clara_flow.flows.definition.check import check_definition
 from clara_flow.flows.definition.grammar import NumberShape, Pairs
-from clara_flow.flows.definition.loader import MAX_BYTES
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, Severity
 from clara_flow.flows.definition.resolved import resolved_definition
@@ -90,47 +89,6 @@ def compile_pipeline(
         return CompileResult(source, None, checked.problems)
     plan = _plan(checked.tree, defaults)
     return CompileResult(source, plan, checked.problems, resolved_definition(checked.tree.pipeline))
-
-
-def load_plan(
-    definition: Path,
-    *,
-    arguments: Mapping[str, str] | None = None,
-    default_cpu: int = 1,
-    default_memory_mib: int = 1024,
-    site: Site | None = None,
-) -> tuple[Plan, str]:
-    """The plan of a definition's file, and the resolved definition as YAML: all that a job needs to keep.
-
-    Raises InputError when the file cannot be read, DefinitionInvalid with every error as
-    `file:line:column: message [code]`.
-    """
-    result = compile_pipeline(
-        read_definition(definition),
-        source=str(definition),
-        arguments=arguments,
-        root=definition.parent,
-        defaults=Defaults(cpu=default_cpu, memory_mib=default_memory_mib),
-        site=site,
-    )
-    plan = result.require_plan()
-    return plan, to_yaml(result.definition)
-
-
-def read_definition(path: Path) -> bytes:
-    """The bytes of a definition's file, at most one more than a definition may have.
-
-    Raises InputError when it does not exist, is a folder or cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist", path=str(path)) from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder, not a pipeline definition", path=str(path)) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", path=str(path)) from None
 
 
 def to_yaml(values: Any) -> str:

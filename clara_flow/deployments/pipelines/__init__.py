@@ -1,10 +1,11 @@
-"""The bundled pipeline definitions, and how a name or a path finds one."""
+"""The bundled pipeline definitions, and how a name or a path becomes the text of one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clara_flow.errors import InputError
+from clara_flow.flows.definition.loader import MAX_BYTES
 
 SUFFIX = ".yaml"
 _FOLDER = Path(__file__).parent
@@ -32,3 +33,12 @@ def find_definition(name_or_path: str | Path) -> Path:
         f"{', '.join(bundled_names())}",
         definition=name,
     )
+
+
+def read_definition(path: Path) -> bytes:
+    """The bytes of a definition's file, cut where they are too many anyway. Raises InputError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", definition=str(path)) from None

@@ -6,6 +6,7 @@ without a limit and recurses without one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_NODES = 250_000
 NULL_WORDS = frozenset({"", "~", "null", "Null", "NULL"})
+NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 TEXT_TAG = "tag:yaml.org,2002:str"
 
 
@@ -125,8 +127,8 @@ class _Composer:
                     self._check_tag(event.tag, line, column)
                     is_null = event.style in (None, "") and event.tag is None and event.value in NULL_WORDS
                     text = Text(self.source, line, column, value=event.value, is_null=is_null)
-                    if "\0" in event.value:
-                        raise _Refused(line, column, "this text holds a NUL character, which nothing here may")
+                    if NO_TEXT.search(event.value):
+                        raise _Refused(line, column, "this value holds a NUL or half a character, which no text may")
                     self._anchor(event.anchor, text)
                     self._place(text)
                 case yaml.MappingStartEvent():

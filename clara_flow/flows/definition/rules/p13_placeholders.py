@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from clara_flow.flows.definition.loader import NO_TEXT
 from clara_flow.flows.definition.node import PLACEHOLDER_START, Text
 from clara_flow.flows.definition.problem import Problem, Severity, Vocabulary, listed, problem_at, shown
 from clara_flow.flows.definition.scope import MAX_SUBSTITUTED, PLACEHOLDER, Document, Use
@@ -66,8 +67,8 @@ def _check_defaults(document: Document) -> Iterator[Problem]:
 
 def _fault(value: str) -> str:
     """Why a value cannot be put in: it may hold built-ins, but not ask for another parameter."""
-    if "\0" in value:
-        return "holds a NUL character"
+    if NO_TEXT.search(value):
+        return "holds a NUL or half a character, which no text may"
     rest = PLACEHOLDER.sub(lambda found: "" if found[1] in BUILTINS else found[0], value)
     if PLACEHOLDER_START not in rest:
         return ""
