@@ -54,7 +54,7 @@ def connect(url: str, *, pool_size: int = 5) -> sa.Engine:
 def transaction(engine: sa.Engine) -> Iterator[Session]:
     """One transaction: committed at the end, rolled back on any error. Objects stay usable after it.
 
-    Raises ServiceError when the database cannot be reached.
+    Raises ServiceError when the database cannot be reached or has no room.
     """
     with naming_connection_problems(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
@@ -62,14 +62,14 @@ def transaction(engine: sa.Engine) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def naming_connection_problems(engine: sa.Engine) -> Iterator[None]:
-    """Turn the driver's connection errors into ServiceError; the address is named without its password."""
+    """Turn the database's operational errors into ServiceError; the address is named without its password."""
     try:
         yield
     except OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else "no answer"
         raise ServiceError(
             "PostgreSQL",
-            f"{engine.url.render_as_string()} does not answer: {reason}",
+            f"{engine.url.render_as_string()} cannot be used: {reason}",
             remedy="Is it started (`clara-flow up`), and is CLARA_FLOW_DATABASE_URL right?",
         ) from None
 

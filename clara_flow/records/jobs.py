@@ -109,8 +109,10 @@ def finish_job(
     with transaction(engine) as session:
         job = locked(session, job_id)
         check_owner(job, owner)
-        if job.state is JobState.STOPPED and job.story[-1].endswith(f" {event}"):
-            return job
+        if job.state is JobState.STOPPED:
+            if job.story[-1].endswith(f" {event}"):
+                return job
+            raise StaleOwner(f"job {job_id} is over ({job.phase}): it cannot {event} any more", job=str(job_id))
         if event is JobEvent.COMPLETE:
             unfinished = [o.name for o in operators_of(session, job_id) if o.status is not OperatorStatus.COMPLETED]
             if unfinished:
