@@ -36,6 +36,9 @@ from clara_flow.operators.imaging import (
 )
 from clara_flow.operators.sdk import Driver, Payload, log
 
+PLAUSIBLE_ML = (300.0, 2500.0)
+"""Brains of newborns to large adults; outside, the volume was hardly a T1-weighted MR of a whole head."""
+
 
 class BrainExtraction:
     """The operator's handlers and, between them, the loaded networks."""
@@ -98,13 +101,18 @@ class BrainExtraction:
         write_volume(target / name, volume.with_array(mask))
         brain_voxels = int(np.count_nonzero(mask))
         voxel_ml = abs(float(np.linalg.det(volume.affine_lps[:3, :3]))) / 1000
+        brain_ml = brain_voxels * voxel_ml
+        is_plausible = PLAUSIBLE_ML[0] <= brain_ml <= PLAUSIBLE_ML[1]
+        if not is_plausible:
+            log.warning(f"a brain of {brain_ml:.0f} ml is unlikely; is this a T1-weighted MR of a whole head?")
         return {
             "volume": path.name,
             "mask": name,
             "shape": list(volume.shape),
             "voxels": mask.size,
             "brain_voxels": brain_voxels,
-            "brain_ml": round(brain_voxels * voxel_ml, 3),
+            "brain_ml": round(brain_ml, 3),
+            "is_plausible": is_plausible,
         }
 
 

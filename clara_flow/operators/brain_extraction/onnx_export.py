@@ -117,7 +117,11 @@ class _Graph:
                 return self._attribute(self._evaluate(owner, names), attribute)
             case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr=operation), args=arguments, keywords=[]):
                 if operation in self._operations:
-                    return self._operations[operation](*many(arguments))
+                    values = many(arguments)
+                    try:
+                        return self._operations[operation](*values)
+                    except (TypeError, AttributeError, ValueError, IndexError) as problem:
+                        raise ArchiveError(f"{ast.unparse(expression)}: unknown arguments ({problem})") from None
             case ast.Call(func=ast.Attribute(value=owner, attr=method), args=arguments, keywords=[]):
                 module = self._evaluate(owner, names)
                 if isinstance(module, ScriptModule):
