@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -103,12 +104,14 @@ def test_the_driver_is_ours_to_choose(scheme: str) -> None:
 
 
 def test_a_transaction_is_all_or_nothing(engine: sa.Engine) -> None:
-    from datetime import UTC, datetime
+    def fail_late() -> None:
+        with database.transaction(engine) as session:
+            session.add(Payload(created=datetime.now(UTC)))
+            session.flush()
+            raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), database.transaction(engine) as session:
-        session.add(Payload(created=datetime.now(UTC)))
-        session.flush()
-        _ = 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fail_late()
     with database.transaction(engine) as session:
         payload = Payload(created=datetime.now(UTC))
         session.add(payload)

@@ -46,6 +46,14 @@ class Account:
             os.chown(folder, self.uid, self.gid)
         folder.chmod(0o700)
 
+    def reaches(self, path: Path) -> bool:
+        """Whether this account may pass every folder above `path`, by permission bits alone."""
+        for parent in path.parents:
+            entry = parent.stat()
+            if not entry.st_mode & 0o001 and not (entry.st_uid == self.uid and entry.st_mode & 0o100):
+                return False
+        return True
+
     def command(self, *command: str | Path, reaching: tuple[Path, ...]) -> list[str]:
         """`command` as this account would run it, able to reach the paths `reaching`.
 
@@ -62,7 +70,7 @@ class Account:
                 remedy="Install util-linux, run clara-flow as a normal user, or set CLARA_FLOW_DATABASE_URL.",
             )
         prefix = [setpriv, f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
-        closed = [path for path in reaching if not is_open_to_all(path)]
+        closed = [path for path in reaching if not self.reaches(path)]
         if closed:
             capability = passing_capability()
             if capability is None:
@@ -74,11 +82,6 @@ class Account:
                 )
             prefix += [f"--inh-caps=-all,+{capability}", f"--ambient-caps=-all,+{capability}"]
         return [*prefix, "--", *plain]
-
-
-def is_open_to_all(path: Path) -> bool:
-    """Whether every folder above `path` lets every user pass."""
-    return all(parent.stat().st_mode & 0o001 for parent in path.parents if parent.exists())
 
 
 def passing_capability() -> str | None:

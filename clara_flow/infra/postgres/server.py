@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,12 +66,11 @@ class EmbeddedPostgres:
         timeout_s: float = 120,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        self.data_dir = data_dir.expanduser().absolute()
+        self.data_dir = data_dir.expanduser().resolve()  # as the kernel tells a process's folder
         self.log_path = log_path.expanduser().absolute()
         self.timeout_s = timeout_s
         self._bin_dir = bin_dir
         self._options = {**SERVER_OPTIONS, **(options or {})}
-        self._child: subprocess.Popen[bytes] | None = None
 
     @property
     def cluster(self) -> Path:
@@ -127,28 +127,22 @@ class EmbeddedPostgres:
             postmaster = self._postmaster()
             if postmaster is None:
                 return False
-            postmaster.send_signal(signal.SIGINT)  # "fast shutdown"
-            try:
-                self._wait_for_end(postmaster)
-            except psutil.TimeoutExpired:
-                postmaster.send_signal(signal.SIGQUIT)  # "immediate": the next start recovers
-                try:
-                    self._wait_for_end(postmaster)
-                except psutil.TimeoutExpired:
-                    raise self._problem(
-                        f"it does not stop (process {postmaster.pid})", remedy="End that process by hand."
-                    ) from None
-            return True
+            # "Fast" shutdown; then "immediate", after which the next start recovers.
+            for request in (signal.SIGINT, signal.SIGQUIT):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    postmaster.send_signal(request)
+                if self._wait_for_end(postmaster):
+                    return True
+            raise self._problem(f"it does not stop (process {postmaster.pid})", remedy="End that process by hand.")
 
-    def _wait_for_end(self, postmaster: psutil.Process) -> None:
-        if self._child is not None and self._child.pid == postmaster.pid:
-            try:
-                self._child.wait(self.timeout_s)
-            except subprocess.TimeoutExpired:
-                raise psutil.TimeoutExpired(self.timeout_s) from None
-            self._child = None
-        else:
-            postmaster.wait(self.timeout_s)
+    def _wait_for_end(self, postmaster: psutil.Process) -> bool:
+        """Whether it ended in time. A zombie has ended: its parent, another process, has not noticed yet."""
+        deadline = time.monotonic() + self.timeout_s
+        while self._postmaster() == postmaster:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -210,7 +204,7 @@ class EmbeddedPostgres:
         )
         with self.log_path.open("ab") as log_file:
             log_start = log_file.tell()
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
@@ -219,7 +213,9 @@ class EmbeddedPostgres:
                 env={"LC_ALL": "C", "TZ": "UTC"},  # nothing of the user's PG* variables
                 start_new_session=True,
             )
-        self._wait_until_ready(self._child, log_start)
+        self._wait_until_ready(child, log_start)
+        # Whoever stops the server, our process must bury its child.
+        threading.Thread(target=child.wait, name="postgres-reaper", daemon=True).start()
 
     def _wait_until_ready(self, child: subprocess.Popen[bytes], log_start: int) -> None:
         deadline = time.monotonic() + self.timeout_s
