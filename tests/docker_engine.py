@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ def cache_dir() -> Path:
 
 def answers(base_url: str) -> bool:
     """True when an engine answers there."""
+    if base_url.startswith("unix://"):  # the SDK leaves its socket open when there is nobody
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(base_url.removeprefix("unix://")) != 0:
+                return False
     try:
         client = docker.APIClient(base_url=base_url, timeout=5)
     except DockerException:

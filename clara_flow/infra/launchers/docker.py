@@ -35,6 +35,7 @@ PROCESS_LIMIT = 1024
 WATCH_EVERY_S = 0.25
 READ_BYTES = 256 * 2**10
 FRAME_HEADER = struct.Struct(">xxxxL")  # stream, three zeros, size
+REMOVED = "its container was removed by somebody else"
 ENGINE_LOST = (requests.exceptions.RequestException, ConnectionError, TimeoutError)
 
 
@@ -136,14 +137,14 @@ class DockerAttempt(Attempt):
             self.container = created["Id"]
             self.output = api.attach_socket(self.container, {"stdout": 1, "stderr": 1, "stream": 1})
             api.start(self.container)
-        except ENGINE_LOST as error:
-            raise LauncherUnavailable(f"the Docker engine does not answer: {error}", runtime="docker") from None
         except APIError as error:
             raise LauncherUnavailable(
                 f"operator {self.spec.operator!r} could not be launched from {self.spec.image!r}: {error.explanation}",
                 runtime="docker",
                 operator=self.spec.operator,
             ) from None
+        except ENGINE_LOST as error:
+            raise LauncherUnavailable(f"the Docker engine does not answer: {error}", runtime="docker") from None
 
     def follow(self, log: OperatorLog) -> Ending:
         """Read the log to its end, then ask how the container ended."""
@@ -152,14 +153,16 @@ class DockerAttempt(Attempt):
             for chunk in frames(self.output, look=usage.look):
                 log.feed(chunk)
             exit_code = self.launcher.api.wait(self.container, timeout=None)["StatusCode"]
-            out_of_memory = exit_code != 0 and self._was_out_of_memory()
+            state = self.launcher.api.inspect_container(self.container)["State"] if exit_code else {}
         except NotFound:
-            return Ending(lost="its container was removed by somebody else")
+            return Ending(lost=REMOVED)
         except ENGINE_LOST as error:
             return Ending(lost=f"the Docker engine went away ({type(error).__name__})")
+        if state.get("Status") == "removing":
+            return Ending(lost=REMOVED)
         return Ending(
             exit_code=exit_code,
-            out_of_memory=out_of_memory,
+            out_of_memory=state.get("OOMKilled", False),
             peak_memory_bytes=usage.peak_memory_bytes,
             cpu_s=usage.cpu_s,
         )
@@ -178,7 +181,7 @@ class DockerAttempt(Attempt):
     def remove(self) -> None:
         """Remove the container with its anonymous volumes, killing what runs."""
         if self.output is not None:
-            self.output.close()
+            self.output._response.close()  # the SDK hands out the socket alone, which keeps the connection open
             self.output = None
         if self.container:
             try:
@@ -190,9 +193,6 @@ class DockerAttempt(Attempt):
     def _stop(self) -> None:
         with contextlib.suppress(DockerException, *ENGINE_LOST):  # it has ended, or is killed in a moment
             self.launcher.api.stop(self.container, timeout=math.ceil(self.spec.grace_s))
-
-    def _was_out_of_memory(self) -> bool:
-        return bool(self.launcher.api.inspect_container(self.container)["State"]["OOMKilled"])
 
     def _pull(self, api: docker.APIClient) -> None:
         if self.spec.image.startswith(f"{IMAGE_NAMESPACE}/"):

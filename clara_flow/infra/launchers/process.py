@@ -177,6 +177,8 @@ class ProcessAttempt(Attempt):
                 if not block:
                     poller.unregister(descriptor)
                     open_pipes.discard(descriptor)
+                    if descriptor == self.report and not report:  # the supervisor was killed: its orphans hold the log
+                        _kill_marked(self.mark)
                 elif descriptor == output:
                     log.feed(block)
                 else:

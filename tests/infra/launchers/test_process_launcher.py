@@ -1,0 +1,130 @@
+"""What only the process launcher has to show: kernels without Landlock, and supervisors that are killed, too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+from waiting import eventually
+
+from clara_flow.errors import OperatorError, OperatorLost, StorageError
+from clara_flow.infra.launchers import supervise
+from clara_flow.infra.launchers.owner import Owner
+from clara_flow.infra.launchers.process import MARK, ProcessLauncher
+from clara_flow.infra.launchers.spec import LaunchSpec, Mount
+
+WAIT_FOREVER = "import signal; print('up', flush=True); signal.pause()"
+DEAD = Owner(Owner.current().place, pid=2**22 + 1, started=1)  # above the kernel's largest process id
+
+
+def make_spec(tmp_path: Path, code: str, **changes: object) -> LaunchSpec:
+    source = tmp_path / "input"
+    source.mkdir(exist_ok=True)
+    (source / "scan.dcm").write_bytes(b"as it was")
+    values: dict[str, object] = {
+        "operator": "reader",
+        "job_id": str(uuid.uuid4()),
+        "image": "none:1",
+        "command": (sys.executable, "-u", "-c", code),
+        "mounts": (Mount(source=source, target="/input"),),
+        "log_path": tmp_path / "reader.log",
+    }
+    return LaunchSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "code", ["open({0!r}, 'w').write('X')", "import os; os.remove({0!r})", "open({0!r} + '2', 'w')"]
+)
+async def test_without_landlock_a_changed_input_is_found(tmp_path: Path, code: str) -> None:
+    launcher = ProcessLauncher(tmp_path / "state", landlock_abi=0)
+    spec = make_spec(tmp_path, code.format(str(tmp_path / "input" / "scan.dcm")))
+    with pytest.raises(OperatorError, match="changed its read-only input") as caught:
+        await launcher.run(spec, stop=asyncio.Event(), on_line=lambda line: None)
+    assert str(tmp_path / "input") in str(caught.value)
+
+
+async def test_without_landlock_a_good_operator_passes(tmp_path: Path) -> None:
+    launcher = ProcessLauncher(tmp_path / "state", landlock_abi=0)
+    report = await launcher.run(make_spec(tmp_path, "print(1)"), stop=asyncio.Event(), on_line=lambda line: None)
+    assert report.exit_code == 0
+
+
+@pytest.mark.skipif(
+    supervise.landlock_abi() < supervise.LANDLOCK_SCOPE_ABI, reason="the kernel's Landlock cannot confine signals"
+)
+async def test_an_operator_cannot_signal_the_platform(tmp_path: Path) -> None:
+    lines: list[str] = []
+    code = f"import os\ntry: os.kill({os.getpid()}, 0)\nexcept PermissionError: print('refused')"
+    spec = make_spec(tmp_path, code)
+    await ProcessLauncher(tmp_path / "state").run(spec, stop=asyncio.Event(), on_line=lines.append)
+    assert lines == ["refused"]
+
+
+async def test_killed_supervisor_leaves_no_grandchild(tmp_path: Path) -> None:
+    """As when the kernel's out-of-memory killer takes the supervisor: its operator dies with it, the rest is found."""
+    launcher = ProcessLauncher(tmp_path / "state")
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {WAIT_FOREVER!r}], start_new_session=True)"
+    family: list[psutil.Process] = []
+
+    def kill_supervisor(line: str) -> None:
+        (record,) = launcher.state_dir.glob("*.json")
+        family.extend(sorted(marked(record.stem), key=lambda process: process.create_time()))
+        family[0].kill()
+
+    with pytest.raises(OperatorLost, match="its supervisor was killed"):
+        await launcher.run(make_spec(tmp_path, code), stop=asyncio.Event(), on_line=kill_supervisor)
+    assert len(family) == 3
+    eventually(lambda: not any(process.is_running() for process in family))
+    assert list(launcher.state_dir.iterdir()) == []
+
+
+async def test_reaper_finds_orphans_by_their_mark(tmp_path: Path) -> None:
+    """Platform and supervisor were both killed: what still runs is known by its environment."""
+    orphan, stranger = (start_marked(mark) for mark in ("feed", "beef"))
+    try:
+        (tmp_path / "feed.json").write_text(json.dumps({"job_id": "j", "owner": str(DEAD)}))
+        assert await ProcessLauncher(tmp_path).reap(lambda job_id: True) == ["j"]
+        assert orphan.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        for process in (orphan, stranger):
+            process.kill()
+            process.wait()
+
+
+async def test_reaper_never_kills_by_number_alone(tmp_path: Path) -> None:
+    """A record whose processes are long gone: nothing but the record goes."""
+    launcher = ProcessLauncher(tmp_path)
+    (tmp_path / "feed.json").write_text(json.dumps({"job_id": "j", "owner": str(DEAD)}))
+    (tmp_path / "feed").mkdir()
+    assert await launcher.reap(lambda job_id: True) == ["j"]
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be made"):
+        await ProcessLauncher(tmp_path / "file" / "state").check()
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def start_marked(mark: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", WAIT_FOREVER], env={MARK: mark}, stdout=subprocess.DEVNULL)
