@@ -100,6 +100,13 @@ def test_every_file_of_every_input_is_registered(stage: Stage) -> None:
     }
 
 
+def test_a_uri_is_spelled_as_the_folder_of_the_upstream(stage: Stage) -> None:
+    stage.add_input("seg-writer", "DICOM", a_dcm=b"one")
+    stage.inputs[0]["output"] = "dicom"
+    stage.run("--agent", "ClaraSCU")
+    assert stage.record["uris"] == ["/operators/seg-writer/dicom/a.dcm"]
+
+
 def test_the_same_results_give_the_same_record(stage: Stage) -> None:
     folder = stage.add_input("seg-writer", "dicom", a_dcm=b"one")
     stage.run("--agent", "ClaraSCU")

@@ -106,7 +106,7 @@ def _payload_folder(entry: PayloadEntry) -> str:
     """Where the input lies inside the payload: `/input`, `/operators/<from>` or `/operators/<from>/<output>`."""
     if not entry.source:
         return "/input"
-    return f"/operators/{entry.source}/{entry.name}".rstrip("/")
+    return f"/operators/{entry.source}/{entry.output}".rstrip("/")
 
 
 def _files(entry: PayloadEntry) -> Iterator[tuple[str, Path]]:

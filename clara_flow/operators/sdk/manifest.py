@@ -7,8 +7,8 @@ The manifest is JSON, its path stands in `CLARA_IO_MANIFEST`:
      "outputs": [{"name": "mask", "path": "/output", "type": "stream", "element_type": "metaimage"}],
      "report_dir": "/report", "models": {"brain_extraction_deepbet": "/models/brain_extraction_deepbet"}}
 
-`job_id`, `stage`, `inputs` and `outputs` must be there. Unknown keys are left alone, so that an older operator image
-runs under a newer platform.
+`job_id`, `stage`, `inputs` and `outputs` must be there. An input may say how its upstream spells it (`output`). Unknown
+keys are left alone, so that an older operator image runs under a newer platform.
 """
 
 from __future__ import annotations
@@ -118,11 +118,13 @@ def _entries(document: dict[str, Any], key: str, where: str) -> PayloadCollectio
         medium = _get(item, "type", str, here, "") or "stream"
         if medium != "stream":
             raise DriverError(f"{here} has type {medium!r}; this driver hands over folders only (type 'stream')")
+        name = _get(item, "name", str, here, "")
         entry = PayloadEntry(
-            _get(item, "name", str, here, ""),
-            _get(item, "path", str, here),
-            _get(item, "from", str, here, ""),
-            _get(item, "element_type", str, here, ""),
+            name=name,
+            path=_get(item, "path", str, here),
+            source=_get(item, "from", str, here, ""),
+            element_type=_get(item, "element_type", str, here, ""),
+            output=_get(item, "output", str, here, name),
         )
         entries.append(_usable(entry, kind))
     return PayloadCollection(kind, entries)

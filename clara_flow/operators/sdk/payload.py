@@ -19,12 +19,14 @@ class PayloadEntry:
     path          folder as seen by this process; the platform has mapped the upstream's output to it.
     source        the operator that made it; "" for the job's own payload and for outputs.
     element_type  what the files are (`dicom`, `metaimage`); "" when the definition does not say.
+    output        an input's name as the upstream spells it (names are compared without case); "" as for `name`.
     """
 
     name: str
     path: str
     source: str = ""
     element_type: str = ""
+    output: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
