@@ -223,11 +223,8 @@ def _requests(requests: Requests | None, defaults: Defaults) -> PlanRequests:
     cpu = memory = gpu = None
     if requests is not None:
         cpu, memory, gpu = _number(requests.cpu), _number(requests.memory), _number(requests.gpu)
-    return PlanRequests(
-        cpu=defaults.cpu if cpu is None else cpu,
-        memory_mib=defaults.memory_mib if memory is None else memory,
-        gpu=gpu or 0,
-    )
+    # 0 asks for nothing, so it gets the defaults; a limit of 0 would mean "no limit" to a container engine
+    return PlanRequests(cpu=cpu or defaults.cpu, memory_mib=memory or defaults.memory_mib, gpu=gpu or 0)
 
 
 def _type(entry: Entry, *, typed: bool) -> PlanType | None:

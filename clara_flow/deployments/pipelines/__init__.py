@@ -21,13 +21,16 @@ def find_definition(name_or_path: str | Path) -> Path:
 
     Raises InputError that lists the bundled names when there is neither.
     """
-    path = Path(name_or_path)
-    if path.is_file():
+    path, name = Path(name_or_path), str(name_or_path)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # a folder on the way may not be entered, a name is too long
+        raise InputError(f"{name} cannot be read: {error.strerror}", definition=name) from None
+    if exists and not is_folder:
         return path
-    name = str(name_or_path)
     if name in bundled_names():
         return _FOLDER / f"{name}{SUFFIX}"
-    what = "is a folder, not a definition" if path.is_dir() else "does not exist"
+    what = "is a folder, not a definition" if is_folder else "does not exist"
     raise InputError(
         f"{name} {what}; give the path of a pipeline definition or the name of a bundled one: "
         f"{', '.join(bundled_names())}",
@@ -36,7 +39,10 @@ def find_definition(name_or_path: str | Path) -> Path:
 
 
 def read_definition(path: Path) -> bytes:
-    """The bytes of a definition's file, cut where they are too many anyway. Raises InputError when it cannot be read."""
+    """The bytes of a definition's file, cut where they are too many anyway.
+
+    Raises InputError when it cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)

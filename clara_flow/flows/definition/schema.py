@@ -1,7 +1,7 @@
 """The JSON Schema of the language, for editors; generated from the same keys that rule P03 checks.
 
-`python -m clara_flow.flows.definition.schema > docs/reference/pipeline-definition.schema.json` writes the published file.
-It says what keys there are and what they hold. What needs the whole definition (names, edges, types) stays with
+`python -m clara_flow.flows.definition.schema` prints it; docs/reference/pipeline-definition.schema.json holds it. It
+says what keys there are and what they hold. What needs the whole definition (names, edges, types) stays with
 `clara-flow check`.
 """
 
@@ -36,7 +36,7 @@ TYPED_VERSIONS = tuple(version for version in VERSIONS if not is_before(version,
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12) of a pipeline definition; `#/$defs/Operator` and `#/$defs/Service` fit their own files."""
+    """The schema (draft 2020-12) of a pipeline definition; `#/$defs/Operator` and `Service` are those of own files."""
     definitions: dict[str, Any] = {}
     root = _part_schema(Pipeline, definitions)
     entries = {

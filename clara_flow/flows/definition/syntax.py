@@ -61,8 +61,8 @@ class Container(Part):
 class Requests(Part):
     """Resources that the running container holds."""
 
-    cpu: Text | None = key(AMOUNT, "Processor cores.")
-    memory: Text | None = key(AMOUNT, "Memory limit in MB (read as MiB); more is killed.")
+    cpu: Text | None = key(AMOUNT, "Processor cores; 0 or absent: the platform's default.")
+    memory: Text | None = key(AMOUNT, "Memory limit in MB (read as MiB), over which it is killed; 0 or absent: the default.")
     gpu: Text | None = key(AMOUNT, "Whole GPUs, exclusive; 0 when absent.")
 
 
@@ -96,7 +96,7 @@ class Entry(Part):
         "Alias of `element-type` for streams.",
         since=TYPED_SINCE,
         before=UNTYPED_IGNORED,
-        advice="write `element-type`",
+        advice="it is read as `element-type`, which is its proper name",
     )
 
 

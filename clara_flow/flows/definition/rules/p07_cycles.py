@@ -18,7 +18,11 @@ def check(tree: Tree) -> Iterator[Problem]:
     What Kahn's algorithm leaves over are cycles and what hangs below them. There every operator has an upstream that is
     left over too, so walking upstream from any of them ends in a cycle.
     """
-    reads = {id(o): [(e, up) for e in o.inputs if (up := tree.upstream_of(e)) is not None] for o in tree.operators}
+    reads: dict[int, list[tuple[Input, Operator]]] = {}
+    for operator in tree.operators:
+        ends = [(entry, tree.upstream_of(entry)) for entry in operator.inputs]
+        # who reads from itself is rule P05's
+        reads[id(operator)] = [(e, up) for e, up in ends if up is not None and up is not operator]
     left = _left_over(tree, reads)
     walked: dict[int, int] = {}  # operator -> number of the walk that met it
     for number, start in enumerate(o for o in tree.operators if id(o) in left):
@@ -31,8 +35,7 @@ def check(tree: Tree) -> Iterator[Problem]:
             operator = upstream
         if walked[id(operator)] == number:
             first = next(index for index, (_, met) in enumerate(path) if met is operator)
-            if len(path) - first > 1:  # an operator that reads from itself is rule P05's
-                yield _cycle(tree, path[first:])
+            yield _cycle(tree, path[first:])
 
 
 def _left_over(tree: Tree, reads: dict[int, list[tuple[Input, Operator]]]) -> set[int]:

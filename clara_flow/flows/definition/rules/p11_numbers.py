@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from clara_flow.flows.definition.grammar import NumberShape, Part, keys_of
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, problem_at, shown
-from clara_flow.flows.definition.syntax import LARGEST
 from clara_flow.flows.definition.tree import Tree
 
 CODE = "P11"
@@ -30,5 +29,5 @@ def _check_numbers(part: Part) -> Iterator[Problem]:
         text = getattr(part, attribute)
         if isinstance(text, Text) and not text.is_open and key.shape.parse(text) is None:
             low, high = key.shape.minimum, key.shape.maximum
-            span = f"of at least {low}" if high == LARGEST else f"from {low} to {high}"
-            yield problem_at(text, f"`{name}` is {shown(text.value)}; a whole number {span} is possible", CODE)
+            message = f"`{name}` is {shown(text.value)}; a whole number from {low} to {high} is possible"
+            yield problem_at(text, message, CODE)

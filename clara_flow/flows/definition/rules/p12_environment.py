@@ -22,6 +22,7 @@ RESERVED = frozenset(
         "CLARA_STAGE_NAME",
         "CLARA_PAYLOAD_ID",
         "CLARA_IO_MANIFEST",
+        "CLARA_CPU",
         "NVIDIA_VISIBLE_DEVICES",
         "CUDA_VISIBLE_DEVICES",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from clara_flow.flows.definition.node import Sequence
 from clara_flow.flows.definition.problem import Problem, Severity, problem_at
 from clara_flow.flows.definition.tree import Tree, label
 
@@ -21,7 +22,8 @@ def check(tree: Tree) -> Iterator[Problem]:
         if not operator.inputs and operator.node.get("input") is None:
             message = f"{label(operator)} has no `input`; it reads nothing and starts at once"
             yield problem_at(operator.node, message, CODE, Severity.WARNING)
-    if tree.operators and not any(entry.upstream is None for o in tree.operators for entry in o.inputs):
+    readable = all(isinstance(o.node.get("input"), Sequence | None) for o in tree.operators)
+    if tree.operators and readable and not any(e.upstream is None for o in tree.operators for e in o.inputs):
         message = (
             "no operator reads the payload (an input without `from`); "
             "if the pipeline makes its own data, say so by `metadata: {source: true}`"
