@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="External PostgreSQL, postgresql://user:password@host/database. Unset: an embedded one."
     )
+    prefect_database_url: SecretStr | None = Field(
+        None, description="Database of our own Prefect server. Unset: `prefect` on the server of database_url."
+    )
     prefect_api_url: str | None = Field(None, description="External Prefect API, http://host:4200/api. Unset: our own.")
     postgres_bin_dir: Path | None = Field(
         None, description="Folder with initdb and postgres. Unset: a system installation's, else the wheel's."

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import docker_engine as engines
 import pytest
+from house_fixture import house, input_folder  # noqa: F401
+from platform_fixture import platform, platform_settings  # noqa: F401
+
+from clara_flow.infra.images.build import ImageBuilder
+from clara_flow.infra.images.catalog import bundled
 
 
 @pytest.fixture(scope="session")
@@ -24,13 +29,15 @@ def base_image(docker_engine: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def operator_images(docker_engine: str, base_image: str) -> dict[str, str]:
-    """The bundled operators' images, built once: name -> reference."""
-    from clara_flow.infra.images.build import ImageBuilder
-    from clara_flow.infra.images.catalog import Catalog
-
+def image_builder(docker_engine: str, base_image: str) -> ImageBuilder:
+    """Builds on that base, through this machine's network and certificates."""
     bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE")
-    builder = ImageBuilder(
+    return ImageBuilder(
         base_url=docker_engine, base_image=base_image, ca_bundle=Path(bundle) if bundle else None, network="host"
     )
-    return {operator.name: builder.build(operator) for operator in Catalog.load().operators.values()}
+
+
+@pytest.fixture(scope="session")
+def operator_images(image_builder: ImageBuilder) -> dict[str, str]:
+    """The bundled operators' images, built once: name -> reference."""
+    return {name: image_builder.build(operator) for name, operator in bundled().operators.items()}

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from clara_flow.cli.live_table import LiveTable
 from clara_flow.cli.results import check_source, check_target, copy_results
 from clara_flow.errors import StorageError
-from clara_flow.services.supervisor import PlatformHandle, ensure_platform
+from clara_flow.services.platform import PlatformHandle, ensure_platform
 from clara_flow.settings import Settings
 
 if TYPE_CHECKING:

@@ -1,7 +1,4 @@
-"""Running a queued job in this process: what `clara-flow run` does.
-
-Prefect reads its settings when it is first imported: PREFECT_API_URL must be in the environment before this module is.
-"""
+"""Running a queued job in this process: what `clara-flow run` does."""
 
 from __future__ import annotations
 
@@ -13,6 +10,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import JobFaulted
@@ -128,9 +128,10 @@ class LocalRunner:
         self._ready.set()
         await launcher.check()
         await reap(house, launcher.reap)
-        with running_job(self._context):
+        with running_job(self._context), temporary_settings({PREFECT_API_URL: house.prefect_api_url}):
             flow = pipeline_job.with_options(name=self._plan.name, flow_run_name=f"{job.name}-{str(job.id)[:8]}")
             await flow(str(job.id), return_state=True)
+            await APILogHandler.aflush()  # else the last lines would be sent after this process said it is done
 
     def _fault(self, error: BaseException) -> None:
         """Record that the machinery broke, as far as the database can be reached."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import sqlalchemy as sa
 
+from clara_flow.deployments.pipelines import read_definition
 from clara_flow.errors import InputError, ResourcesNeverFit, SettingsError
 from clara_flow.flows.compiler import Defaults, compile_pipeline
 from clara_flow.flows.definition.problem import Severity
@@ -34,13 +36,15 @@ Progress = Callable[[int, int], None]
 class House:
     """What creating and running jobs needs: made once by a process and passed on.
 
-    engine      the records' database.
-    catalog     the bundled operators.
-    capacity    what this machine has.
+    engine          the records' database.
+    prefect_api_url the Prefect server that shows the jobs.
+    catalog         the bundled operators.
+    capacity        what this machine has.
     """
 
     settings: Settings
     engine: sa.Engine
+    prefect_api_url: str
     catalog: Catalog
     capacity: Capacity = field(default_factory=Capacity.of_this_machine)
 
@@ -63,10 +67,7 @@ class Compiled:
 
 def compile_definition(settings: Settings, path: Path, arguments: Mapping[str, str]) -> Compiled:
     """Read and compile a definition file. Raises InputError when it cannot be read, DefinitionInvalid."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the definition {path}: {error.strerror}") from None
+    content = read_definition(path)
     defaults = Defaults(cpu=settings.operator_cpu_default, memory_mib=settings.operator_memory_default_mib)
     result = compile_pipeline(content, source=path.name, arguments=arguments, root=path.parent, defaults=defaults)
     plan = result.require_plan()
@@ -127,7 +128,8 @@ def resume_job(house: House, reference: str, *, runtime: Runtime | None = None, 
         raise InputError(f"the payload of job {earlier.id} was removed: run the pipeline on its input again")
     pipeline = pipelines.get_pipeline(house.engine, earlier.pipeline_id)
     plan = Plan.model_validate(pipeline.plan)
-    check_plan(house, plan, runtime or earlier.runtime)
+    runtime = runtime or cast(Runtime, earlier.runtime)
+    check_plan(house, plan, runtime)
     timeout = allowed_timeout(house.settings, plan, timeout_s or earlier.timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
     folder = house.store.create()
@@ -137,7 +139,7 @@ def resume_job(house: House, reference: str, *, runtime: Runtime | None = None, 
         house.store.remove(folder.id)
         raise
     return _record(
-        house, folder, plan, pipeline.id, name=earlier.name, runtime=runtime or earlier.runtime, timeout_s=timeout,
+        house, folder, plan, pipeline.id, name=earlier.name, runtime=runtime, timeout_s=timeout,
         arguments=earlier.arguments, priority=earlier.priority, resumes=earlier.id,
     )  # fmt: skip
 

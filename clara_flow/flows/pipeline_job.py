@@ -17,7 +17,7 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
-from prefect import allow_failure, flow, get_run_logger
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -32,6 +32,7 @@ from clara_flow.records.state_machine import JobEvent
 from clara_flow.tasks.ensure_models import ensure_models
 from clara_flow.tasks.job_context import CANCELLED, TIMED_OUT, JobContext, current_job
 from clara_flow.tasks.run_operator import run_operator
+from clara_flow.tasks.task_states import edge_from
 
 SHOWN_LOG_LINES = 10
 
@@ -96,8 +97,7 @@ async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[S
         description=operator.description or operator.container.reference,
         tags={f"cpu:{requests.cpu}", f"memory-mib:{requests.memory_mib}", f"gpu:{requests.gpu}"},
     )
-    # wait_for draws the edges; allow_failure lets the task itself say that it is skipped.
-    after = [allow_failure(state) for state in states.values()]
+    after = [edge_from(state) for state in states.values()]
     state: State[Any] = await step(operator.name, failed, wait_for=after, return_state=True)  # type: ignore[misc]
     return state
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from clara_flow.errors import LauncherUnavailable
 from clara_flow.infra.launchers.spec import Mount, RequiredOutput
-from clara_flow.plan import Medium, PlanOperator, substitute_builtins
+from clara_flow.plan import Medium, PlanInput, PlanOperator, PlanOutput, substitute_builtins
 
 MANIFEST_TARGET = "/clara/io.json"
 REPORT_TARGET = "/clara/report"
@@ -72,8 +72,8 @@ class OperatorIO:
 
 def refuse_what_cannot_run(operator: PlanOperator) -> None:
     """Raise LauncherUnavailable for what the language knows and this version cannot run."""
-    typed = [entry for entry in (*operator.inputs, *operator.outputs) if entry.type]
-    in_memory = [entry.name for entry in typed if entry.type and entry.type.medium is Medium.MEMORY]
+    entries: list[PlanInput | PlanOutput] = [*operator.inputs, *operator.outputs]
+    in_memory = [entry.name for entry in entries if entry.type and entry.type.medium is Medium.MEMORY]
     if in_memory:
         raise LauncherUnavailable(
             f"operator {operator.name!r} hands over {', '.join(in_memory)} in shared memory (FastIO), which this "

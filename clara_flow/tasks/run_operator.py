@@ -79,7 +79,7 @@ class Step:
         earlier = self.job.resumes
         if earlier is None or not await asyncio.to_thread(self.job.payload.adopt, self.name, earlier, digest):
             return None
-        message = f"sealed by job {earlier.id}"
+        message = f"sealed by job {self.job.job.resumes}"
         await self._record(jobs.operator_ended, OperatorEvent.REUSE, message=message, digest=digest)
         self._tell("Cached", message)
         return task_states.cached(message)

@@ -10,7 +10,9 @@ Prefect lets a state have any name on one of its fixed types; the names are ours
 
 from __future__ import annotations
 
-from prefect.client.schemas.objects import State
+from typing import Any
+
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Failed, Pending, Running
 from prefect.utilities.engine import emit_task_run_state_change_event
@@ -39,6 +41,14 @@ def ended_badly(error: OperatorError) -> State:
     """The state of an attempt that raised."""
     name = STATE_NAMES.get(error.outcome, "Failed")
     return Cancelled(message=str(error)) if name == "Cancelled" else Failed(name=name, message=str(error))
+
+
+def edge_from(upstream: State[Any]) -> State[Any]:
+    """A stand-in for an upstream's end that Prefect draws an edge from and never refuses to go on after.
+
+    Prefect would not even start a task after a Cancelled (Skipped) one; that it did not complete, our task says itself.
+    """
+    return upstream.model_copy(update={"type": StateType.COMPLETED})
 
 
 def report_waiting(message: str) -> None:
