@@ -62,7 +62,7 @@ def run_main_job(settings: Settings, console: Console, order: Order) -> Done:
     existed = order.target.exists()
     check_target(order.target, order.source)
     try:
-        with _terminating_like_ctrl_c(), _platform(settings, console) as platform:
+        with terminating_like_ctrl_c(), _platform(settings, console) as platform:
             return _run(settings, platform, console, order, compiled)
     finally:
         if not existed:
@@ -178,7 +178,7 @@ def _platform(settings: Settings, console: Console) -> Iterator[PlatformHandle]:
 
 
 @contextmanager
-def _terminating_like_ctrl_c() -> Iterator[None]:
+def terminating_like_ctrl_c() -> Iterator[None]:
     """SIGTERM ends this process as tidily as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -112,6 +112,7 @@ def prepare_io(
             {
                 "name": entry.name,
                 "from": entry.upstream,
+                "output": entry.output,
                 "path": see(source, entry.path, read_only=True),
                 "type": entry.type.type if entry.type else "stream",
                 "element_type": entry.type.element_type if entry.type else "",
