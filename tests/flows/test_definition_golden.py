@@ -30,7 +30,7 @@ PUBLISHED_SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "pipeline-
 class PlainLoader(yaml.SafeLoader):
     """Reads YAML as an editor does: without dates (YAML 1.2 has none)."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -19,6 +19,8 @@ CODE = "P01"
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 MAX_NODES = 250_000
+MAX_KEY_LENGTH = 1024  # as YAML itself limits keys that no `?` marks
+MAX_BAD_KEYS = 1000
 NULL_WORDS = frozenset({"", "~", "null", "Null", "NULL"})
 NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
 TEXT_TAG = "tag:yaml.org,2002:str"
@@ -37,16 +39,18 @@ def load(text: str | bytes, source: str) -> tuple[Mapping | None, list[Problem]]
 
     Bytes are read as UTF-8. Raises nothing, whatever the text holds.
     """
+    problems: list[Problem] = []
     try:
         decoded = _decode(text)
-        composer = _Composer(source)
+        composer = _Composer(source, problems)
         root = composer.compose(_events(decoded))
     except _Refused as refused:
-        return None, [Problem(source, refused.line, refused.column, refused.message, CODE)]
+        problems.append(Problem(source, refused.line, refused.column, refused.message, CODE))
+        return None, problems
     if not isinstance(root, Mapping):
         message = "a definition is a map of keys such as `api-version: 0.6.0`, but this is a list or a single value"
-        return None, [*composer.problems, problem_at(root, message, CODE)]
-    return root, composer.problems
+        return None, [*problems, problem_at(root, message, CODE)]
+    return root, problems
 
 
 def _decode(text: str | bytes) -> str:
@@ -105,7 +109,7 @@ class _Open:
 @dataclass(slots=True)
 class _Composer:
     source: str
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Problem]
     stack: list[_Open] = field(default_factory=list)
     anchors: dict[str, Node] = field(default_factory=dict)
     nodes: int = 0
@@ -198,19 +202,25 @@ class _Composer:
     def _take_key(self, top: _Open, node: Node) -> None:
         assert isinstance(top.node, Mapping)  # noqa: S101 - a sequence has no keys
         node.parent = top.node
+        top.skips_value = True
+        if len(self.problems) >= MAX_BAD_KEYS:
+            raise _Refused(
+                node.line, node.column, f"more than {MAX_BAD_KEYS} keys cannot be read; the rest is left out"
+            )
         if not isinstance(node, Text):
             self.problems.append(problem_at(node, "a key must be text, not a map or a list", CODE))
-        elif node.value == "<<":
+            return
+        if len(node.value) > MAX_KEY_LENGTH:
+            raise _Refused(node.line, node.column, f"a key of more than {MAX_KEY_LENGTH} characters")
+        node.step = node.value
+        if node.value == "<<":
             self.problems.append(problem_at(node, "merge keys (<<) are not part of the language", CODE))
         elif node.value in top.node.entries:
             first = top.node.entries[node.value][0]
             message = f"key {shown(node.value)} is given twice; first in line {first.line}"
             self.problems.append(problem_at(node, message, CODE))
         else:
-            node.step = node.value
-            top.key = node
-            return
-        top.skips_value = True
+            top.key, top.skips_value = node, False
 
 
 def _height(node: Node) -> int:

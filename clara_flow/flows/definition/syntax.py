@@ -62,7 +62,9 @@ class Requests(Part):
     """Resources that the running container holds."""
 
     cpu: Text | None = key(AMOUNT, "Processor cores; 0 or absent: the platform's default.")
-    memory: Text | None = key(AMOUNT, "Memory limit in MB (read as MiB), over which it is killed; 0 or absent: the default.")
+    memory: Text | None = key(
+        AMOUNT, "Memory limit in MB (read as MiB), over which it is killed; 0 or absent: the default."
+    )
     gpu: Text | None = key(AMOUNT, "Whole GPUs, exclusive; 0 when absent.")
 
 

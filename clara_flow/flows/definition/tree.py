@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from clara_flow.flows.definition.node import Mapping
+from clara_flow.flows.definition.problem import shown
 from clara_flow.flows.definition.scope import Document
 from clara_flow.flows.definition.syntax import Input, Operator, Output, Pipeline
 
@@ -73,4 +74,4 @@ class Tree:
 
 def label(operator: Operator) -> str:
     """How messages call an operator."""
-    return f'operator "{operator.name.value[:60]}"' if operator.name is not None else "an operator without a name"
+    return f"operator {shown(operator.name.value)}" if operator.name is not None else "an operator without a name"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from clara_flow.flows.definition.problem import Problem, problem_at
+from clara_flow.flows.definition.problem import Problem, problem_at, shown
 from clara_flow.flows.definition.syntax import Input, Operator
 from clara_flow.flows.definition.tree import Tree
 
@@ -59,7 +59,7 @@ def _cycle(tree: Tree, path: list[tuple[Input, Operator]]) -> Problem:
     path = path[::-1]
     first = min(range(len(path)), key=lambda index: order[id(path[index][1])])
     path = path[first:] + path[:first]
-    names = [operator.name.value if operator.name is not None else "?" for _, operator in path]
+    names = [shown(operator.name.value)[1:-1] if operator.name is not None else "?" for _, operator in path]
     if len(names) > SHOWN_STEPS:
         names[SHOWN_STEPS // 2 : -(SHOWN_STEPS // 2)] = ["…"]
     upstream = path[0][0].upstream
