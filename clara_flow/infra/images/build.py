@@ -16,6 +16,7 @@ from docker.errors import APIError
 from clara_flow.errors import InputError, LauncherUnavailable
 from clara_flow.infra.images.catalog import IMAGE_NAMESPACE, OPERATORS_DIR, BundledOperator
 from clara_flow.infra.launchers.docker import connect
+from clara_flow.infra.launchers.log import printable
 
 DEFAULT_BASE_IMAGE = "python:3.11-slim"
 DOCKERFILE = "clara_flow/operators/Dockerfile"
@@ -81,7 +82,7 @@ class ImageBuilder:
             ):
                 if "error" in event:
                     raise self._failure(operator, step, event["error"], lines)
-                text = event.get("stream", "").strip()
+                text = printable(event.get("stream", "").strip().encode())
                 if match := STEP.match(text):
                     step = match[3]
                     if on_step:

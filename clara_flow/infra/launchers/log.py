@@ -63,7 +63,7 @@ class OperatorLog:
     def last_lines(self) -> tuple[str, ...]:
         """The last lines, at most 20 of them and at most 20 KiB."""
         lines = self._recent.rstrip(b"\n").split(b"\n")[-LAST_LINES:] if self._recent else []
-        return tuple(_printable(line) for line in lines)
+        return tuple(printable(line) for line in lines)
 
     def close(self) -> None:
         """Forward a last line without an end, put head and tail together. Safe to call twice."""
@@ -94,7 +94,7 @@ class OperatorLog:
             rest = entry
             while True:
                 piece, rest = _cut(rest)
-                lines.append(_printable(piece))
+                lines.append(printable(piece))
                 self._lines_left -= 1
                 self._bytes_left -= len(piece)
                 if self._lines_left <= 0 or self._bytes_left <= 0:
@@ -154,5 +154,6 @@ def _cut(line: bytes) -> tuple[bytes, bytes]:
     return line[:end], line[end:]
 
 
-def _printable(line: bytes) -> str:
+def printable(line: bytes) -> str:
+    """The text of a line without what steers terminals or breaks databases."""
     return UNPRINTABLE.sub("", line.decode("utf-8", errors="replace"))
