@@ -7,8 +7,8 @@ import contextvars
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -119,12 +119,11 @@ class Launcher(ABC):
             log.open()
         except OSError as error:
             raise StorageError(f"the log {spec.log_path} cannot be written: {error.strerror}") from None
-        attempt = self._attempt(spec)
-        supervisor = _Supervision(attempt, log, stop)
+        supervision = _Supervision(self._attempt(spec), log, stop)
         try:
-            return await supervisor.run()
+            return await supervision.run()
         finally:
-            await _uninterrupted(supervisor.clean_up())
+            await supervision.clean_up()
 
     @abstractmethod
     def path_inside(self, mount: Mount) -> str:
@@ -156,51 +155,43 @@ class _Supervision:
         self.spec = attempt.spec
         self.log = log
         self.stop = stop
-        self.loop = asyncio.get_running_loop()
         self.threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"operator-{self.spec.operator}")
-        self.stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-        self.launched: asyncio.Future[Any] | None = None
-        self.followed: asyncio.Future[Any] | None = None
+        self.launched: Future[None] | None = None
+        self.followed: Future[Ending] | None = None
 
     async def run(self) -> ExitReport:
         if self.stop.is_set():
             raise self._error(OperatorCancelled)
-        self.launched = self.loop.run_in_executor(self.threads, self.attempt.launch)
-        await asyncio.wait([self.launched, self.stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping = asyncio.ensure_future(self.stop.wait())
+        try:
+            return await self._run(stopping)
+        finally:
+            stopping.cancel()
+
+    async def _run(self, stopping: asyncio.Future[Any]) -> ExitReport:
+        self.launched = self.threads.submit(self.attempt.launch)
+        await asyncio.wait([_awaitable(self.launched), stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self.launched.done():
             raise self._error(OperatorCancelled)
         self.launched.result()
         started = datetime.now(UTC)
-        self.followed = self.loop.run_in_executor(self.threads, self._follow)
-        await asyncio.wait(
-            [self.followed, self.stopping], timeout=self.spec.timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not self.followed.done():
-            cancelled = self.stop.is_set()
-            await self._end(self.followed)
-            raise (
-                self._error(OperatorCancelled)
-                if cancelled
-                else self._error(OperatorTimedOut, timeout_s=self.spec.timeout_s)
-            )
-        return self._report(self.followed.result(), started)
+        self.followed = self.threads.submit(self._follow)
+        followed = _awaitable(self.followed)
+        await asyncio.wait([followed, stopping], timeout=self.spec.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if self.followed.done():
+            return self._report(self.followed.result(), started)
+        cancelled = self.stop.is_set()
+        await _awaitable(self.threads.submit(self.attempt.ask_to_stop))
+        await asyncio.wait([followed], timeout=self.spec.grace_s)  # and clean_up kills
+        if cancelled:
+            raise self._error(OperatorCancelled)
+        raise self._error(OperatorTimedOut, timeout_s=self.spec.timeout_s)
 
     def _follow(self) -> Ending:
         try:
             return self.attempt.follow(self.log)
         finally:
             self.log.close()
-
-    async def _end(self, followed: asyncio.Future[Ending]) -> None:
-        """Polite request, grace, kill."""
-        await self.loop.run_in_executor(self.threads, self.attempt.ask_to_stop)
-        await asyncio.wait({followed}, timeout=self.spec.grace_s)
-        if not followed.done():
-            await self._kill(followed)
-
-    async def _kill(self, followed: asyncio.Future[Ending]) -> None:
-        await self.loop.run_in_executor(self.threads, self.attempt.kill)
-        await asyncio.wait({followed}, timeout=KILL_WAIT_S)
 
     def _report(self, ending: Ending, started: datetime) -> ExitReport:
         if ending.out_of_memory:
@@ -227,41 +218,42 @@ class _Supervision:
         return kind(self.spec.operator, **facts, log_path=str(self.spec.log_path), last_lines=self.log.last_lines())
 
     async def clean_up(self) -> None:
-        """Promise 6. What cannot be removed now (the engine went away) is left to the reaper."""
-        self.stopping.cancel()
+        """Promise 6, in a thread that finishes even when this loop is torn down (Ctrl-C, and again Ctrl-C)."""
         self.attempt.abandoned.set()
+        cleaned = _awaitable(self.threads.submit(self._clean_up))
+        self.threads.shutdown(wait=False)
+        interruption: asyncio.CancelledError | None = None
+        while not cleaned.done():
+            try:
+                await asyncio.shield(cleaned)
+            except asyncio.CancelledError as error:
+                interruption = error
+        cleaned.result()
+        if interruption is not None:
+            raise interruption
+
+    def _clean_up(self) -> None:
         try:
-            if self.launched is None:
-                return
-            await asyncio.wait({self.launched})
-            if self.followed is not None and not self.followed.done():
-                await self._kill(self.followed)
-            await self.loop.run_in_executor(self.threads, self.attempt.remove)
-        except (OSError, LauncherUnavailable) as error:
+            if self.launched is not None:
+                wait([self.launched])
+                if self.followed is not None and not self.followed.done():
+                    self.attempt.kill()
+                    wait([self.followed], timeout=KILL_WAIT_S)
+                self.attempt.remove()
+        except (OSError, LauncherUnavailable) as error:  # the engine went away
             logger.warning(
                 "operator %s of job %s is left to the reaper: %s", self.spec.operator, self.spec.job_id, error
             )
         finally:
-            for future in (self.launched, self.followed):
-                if future is not None and future.done():
-                    future.exception()  # seen: run() raised it, or nobody waits for it any more
             self.log.close()
-            self.threads.shutdown(wait=False)
+
+
+def _awaitable(future: Future[Any]) -> asyncio.Future[Any]:
+    """The future of a thread, to await; a failure that nobody awaits any more is not reported as forgotten."""
+    awaitable = asyncio.wrap_future(future)
+    awaitable.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return awaitable
 
 
 def _holds_a_file(output: RequiredOutput) -> bool:
     return output.path.is_file() or any(not entry.is_dir() for entry in output.path.rglob("*"))
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` to its end; a cancellation that comes meanwhile is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    interruption: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            interruption = error
-    task.result()
-    if interruption is not None:
-        raise interruption

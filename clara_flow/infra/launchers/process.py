@@ -83,6 +83,9 @@ class ProcessLauncher(Launcher):
                 owner, job_id = Owner.parse(entry["owner"]), entry["job_id"]
             except FileNotFoundError:
                 continue  # its launcher has just removed it
+            except ValueError:  # the machine lost power before the record was on disk
+                _remove_state(record)
+                continue
             if owner.is_gone(job_id=job_id, job_is_alive=job_is_alive):
                 _kill_marked(record.stem)
                 _remove_state(record)
@@ -127,7 +130,9 @@ class ProcessAttempt(Attempt):
             )
         private = self.record.with_suffix("")
         self.launcher._make_state_dir()
-        self.record.write_text(json.dumps({"job_id": self.spec.job_id, "owner": str(Owner.current())}))
+        unnamed = self.record.with_suffix(".new")
+        unnamed.write_text(json.dumps({"job_id": self.spec.job_id, "owner": str(Owner.current())}))
+        unnamed.rename(self.record)  # a reaper never reads half of it
         home, temporary = private / "home", private / "tmp"
         home.mkdir(parents=True)
         temporary.mkdir()

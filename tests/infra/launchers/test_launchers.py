@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -396,8 +397,8 @@ class LauncherContract:
         await launcher.check()
         assert isinstance(launcher, Launcher)
 
-    async def test_reaper_finds_what_a_killed_platform_left(self, launcher: Launcher, make_spec: MakeSpec) -> None:
-        spec = make_spec(WAIT_FOREVER)
+    def start_platform(self, launcher: Launcher, spec: LaunchSpec) -> subprocess.Popen[str]:
+        """Another interpreter that launches the spec, up when the operator is."""
         program = f"""
             import asyncio
             from pathlib import PosixPath
@@ -406,19 +407,35 @@ class LauncherContract:
             from clara_flow.infra.launchers.spec import *
 
             launcher, spec = {self.launcher_source(launcher)}, {spec!r}
-            asyncio.run(launcher.run(spec, stop=asyncio.Event(), on_line=lambda line: print(line, flush=True)))
+            try:
+                asyncio.run(launcher.run(spec, stop=asyncio.Event(), on_line=lambda line: print(line, flush=True)))
+            except KeyboardInterrupt:
+                print('interrupted')
         """
-        platform = start_python(program)
+        platform = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
         assert platform.stdout is not None
-        with platform.stdout:
-            assert platform.stdout.readline() == "up\n"
+        assert platform.stdout.readline() == "up\n"
+        return platform
+
+    async def test_reaper_finds_what_a_killed_platform_left(self, launcher: Launcher, make_spec: MakeSpec) -> None:
+        spec = make_spec(WAIT_FOREVER)
+        with self.start_platform(launcher, spec) as platform:
             assert await launcher.reap(lambda job_id: False) == []  # the platform lives
             platform.kill()
-            platform.wait()
         assert self.left_over(spec.job_id) != []
         assert spec.job_id in await launcher.reap(lambda job_id: True)
         eventually(lambda: self.left_over(spec.job_id) == [])
         assert await launcher.reap(lambda job_id: False) == []
+
+    def test_two_interrupts_leave_nothing(self, launcher: Launcher, make_spec: MakeSpec) -> None:
+        spec = make_spec(WAIT_FOREVER)
+        with self.start_platform(launcher, spec) as platform:
+            platform.send_signal(signal.SIGINT)
+            platform.send_signal(signal.SIGINT)
+            assert platform.wait(LIMIT_S) == 0
+            assert platform.stdout is not None
+            assert platform.stdout.read() == "interrupted\n"
+        assert self.left_over(spec.job_id) == []
 
     async def test_reaper_leaves_the_living_alone(self, launcher: Launcher, make_spec: MakeSpec) -> None:
         stop, up = asyncio.Event(), asyncio.Event()
@@ -476,11 +493,6 @@ class TestDocker(LauncherContract):
     def launcher_source(self, launcher: Launcher) -> str:
         assert isinstance(launcher, DockerLauncher)
         return f"DockerLauncher({launcher.base_url!r})"
-
-
-def start_python(program: str) -> subprocess.Popen[str]:
-    """An interpreter that runs the program, its output readable."""
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
 
 
 def processes_of(job_id: str) -> list[psutil.Process]:

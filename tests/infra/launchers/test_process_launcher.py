@@ -111,6 +111,13 @@ async def test_reaper_never_kills_by_number_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_reaper_removes_a_record_that_a_power_loss_emptied(tmp_path: Path) -> None:
+    (tmp_path / "feed.json").write_text("")
+    (tmp_path / "feed").mkdir()
+    assert await ProcessLauncher(tmp_path).reap(lambda job_id: True) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be made"):
