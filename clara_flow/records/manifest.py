@@ -96,10 +96,10 @@ class Manifest:
                 work_digest=content["work_digest"],
                 facts=content["facts"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"no manifest: {error!r}") from None
         if manifest.digest != content_digest(manifest.files):
-            raise ValueError("its digest does not fit its files")
+            raise ValueError("no manifest: its digest does not fit its files")
         return manifest
 
     def differences(self, folder: Path) -> list[Difference]:
@@ -149,7 +149,7 @@ def settle_links(folder: Path) -> None:
     root = folder.resolve()
     for name, path in list(walk(folder)):
         if path.is_symlink():
-            target = path.resolve()
+            target = Path(os.path.realpath(path))  # Path.resolve raises on a loop
             if not target.is_relative_to(root) or not target.is_file():
                 raise PayloadError(
                     f"{name!r} is a symbolic link to something that is no file of the same folder; "

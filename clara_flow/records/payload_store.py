@@ -278,9 +278,13 @@ class PayloadStore:
                 folder.path.mkdir(mode=0o700)
             except FileExistsError:
                 raise PayloadError(f"payload {folder.id} exists already", payload=str(folder.id)) from None
-            (folder.path / "operators").mkdir()
-            sync(folder.path)
-            sync(self.root)
+            try:
+                (folder.path / "operators").mkdir()
+                sync(folder.path)
+                sync(self.root)
+            except BaseException:
+                self.remove(folder.id)
+                raise
         return folder
 
     def stage(self, source: Path, on_progress: Progress | None = None) -> PayloadFolder:
@@ -289,8 +293,9 @@ class PayloadStore:
         Raises as `PayloadFolder.stage_input` does.
         """
         find_files(source)  # a source that cannot be used leaves no trace at all
-        folder = self.create()
+        folder = self.folder(uuid.uuid4())
         try:
+            self.create(folder.id)
             folder.stage_input(source, on_progress)
         except BaseException:
             self.remove(folder.id)

@@ -49,10 +49,12 @@ def find_files(source: Path) -> list[SourceFile]:
 
 
 def _files_below(root: Path, folder: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[SourceFile]:
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as listing:
+        entries = list(listing)
+    for entry in entries:
         name, path = prefix + entry.name, Path(entry.path)
         if entry.is_symlink():
-            path = path.resolve()
+            path = Path(os.path.realpath(path))  # Path.resolve raises on a loop
             if not path.is_relative_to(root):
                 raise PayloadError(f"{name!r} is a symbolic link that leads out of the folder", name=name)
             if not path.exists():
@@ -100,7 +102,7 @@ def _copy(file: SourceFile, destination: Path, report: Callable[[int], None]) ->
         raise PayloadError(f"cannot read {file.name!r}: {error.strerror}", name=file.name) from None
     with source, destination.open("xb", buffering=0) as target:
         before = os.fstat(source.fileno())
-        while True:
+        while done <= file.size:  # one that grows as fast as it is read must end, too
             try:
                 block = source.read(BLOCK_BYTES)
             except OSError as error:
