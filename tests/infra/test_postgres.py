@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,24 +152,56 @@ def test_as_root_in_an_open_folder_it_holds_no_capability(cluster: Path) -> None
         shutil.rmtree(open_folder)
 
 
+LIFE = """
+import sys
+from pathlib import Path
+import psycopg
+from clara_flow.errors import ServiceError
+from clara_flow.infra.postgres import EmbeddedPostgres
+server = EmbeddedPostgres(Path(sys.argv[1]) / "postgres", log_path=Path(sys.argv[1]) / "log")
+try:
+    assert server.start() and not server.start()
+except ServiceError as error:
+    sys.exit(str(error))
+assert server.is_running()
+assert psycopg.connect(server.url()).execute("SELECT 1").fetchone() == (1,)
+assert server.stop()
+"""
+
+
 @AS_ROOT
 def test_a_normal_user_needs_nothing_special() -> None:
     folder = Path(tempfile.mkdtemp())
     os.chown(folder, 65534, 65534)
-    script = f"""
-        import psycopg
-        from pathlib import Path
-        from clara_flow.infra.postgres import EmbeddedPostgres
-        server = EmbeddedPostgres(Path({str(folder)!r}) / "postgres", log_path=Path({str(folder)!r}) / "log")
-        assert server.start()
-        assert psycopg.connect(server.url()).execute("SELECT 1").fetchone() == (1,)
-        assert server.stop()
-    """
-    python = [sys.executable, "-B", "-c", textwrap.dedent(script)]  # it may lie below /root
+    python = [sys.executable, "-B", "-c", LIFE, str(folder)]  # it may lie below /root
     command = Account(65534, 65534).command(*python, reaching=(Path(sys.executable).resolve(), Path(__file__)))
     done = subprocess.run(command, cwd="/", capture_output=True, text=True)
     shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
+
+
+@AS_ROOT
+def test_root_in_a_container_has_fewer_capabilities(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    docker = (
+        "chown dac_override fsetid fowner mknod net_raw setgid setuid setfcap setpcap net_bind_service sys_chroot kill"
+    )
+    bounds = ",".join(["-all", *(f"+{name}" for name in docker.split())])
+    python = [sys.executable, "-c", LIFE, str(tmp_path)]
+    setpriv = ["/usr/bin/setpriv", f"--bounding-set={bounds}", "--inh-caps=-all", *python]
+    done = subprocess.run(setpriv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_root_of_a_user_namespace_is_told_what_to_do(tmp_path: Path) -> None:
+    unshare = ["/usr/bin/unshare", "--user", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user namespaces here")
+    done = subprocess.run([*unshare, sys.executable, "-c", LIFE, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "cannot be given to the account" in done.stderr
+    assert "CLARA_FLOW_DATABASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 STARTER = """

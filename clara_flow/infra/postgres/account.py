@@ -40,10 +40,21 @@ class Account:
         return cls(entry.pw_uid, entry.pw_gid)
 
     def make_folder(self, folder: Path) -> None:
-        """Make `folder` where it is missing; it is this account's alone (0700) afterwards. Raises OSError."""
+        """Make `folder` where it is missing; it is this account's alone (0700) afterwards.
+
+        Raises OSError; ServiceError where root cannot give files away (a user namespace, a network disk).
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if folder.stat().st_uid != self.uid:
-            os.chown(folder, self.uid, self.gid)
+            try:
+                os.chown(folder, self.uid, self.gid)
+            except OSError as error:
+                raise ServiceError(
+                    "PostgreSQL",
+                    f"{folder} cannot be given to the account {self.uid} that shall run it ({error.strerror})",
+                    remedy="Choose a CLARA_FLOW_DATA_DIR of your own on a local disk, run clara-flow as a normal user, "
+                    "or set CLARA_FLOW_DATABASE_URL.",
+                ) from None
         folder.chmod(0o700)
 
     def reaches(self, path: Path) -> bool:

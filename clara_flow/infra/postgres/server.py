@@ -66,7 +66,7 @@ class EmbeddedPostgres:
         timeout_s: float = 120,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        self.data_dir = data_dir.expanduser().resolve()  # as the kernel tells a process's folder
+        self.data_dir = data_dir.expanduser().resolve()  # one name for one folder: locks and marks depend on it
         self.log_path = log_path.expanduser().absolute()
         self.timeout_s = timeout_s
         self._bin_dir = bin_dir
@@ -169,21 +169,27 @@ class EmbeddedPostgres:
     def _problem(self, reason: str, *, remedy: str) -> ServiceError:
         return ServiceError("PostgreSQL", reason, remedy=remedy, log_path=str(self.log_path))
 
-    def _processes(self) -> list[psutil.Process]:
-        """All processes of a server on this cluster. PostgreSQL's processes work inside their data folder, which tells
-        them from a stranger who was given a dead server's process id."""
-        own = str(self.cluster)
-        return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == own]
+    @property
+    def _mark(self) -> str:
+        """Name of the cluster, which PostgreSQL puts on the command line or title of each of its processes."""
+        return f"clara-flow-{hashlib.sha256(os.fsencode(self.cluster)).hexdigest()[:16]}"
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Whether it is a live process of this cluster's server, and no stranger with a dead server's process id."""
+        try:
+            command = " ".join(process.cmdline())  # a zombie has none
+        except psutil.Error:
+            return False
+        return f"cluster_name={self._mark}" in command or command.startswith(f"postgres: {self._mark}: ")
 
     def _postmaster(self) -> psutil.Process | None:
         """The main process, when `postmaster.pid` names one that lives and is ours."""
         try:
             pid = int((self.cluster / "postmaster.pid").read_text(encoding="utf-8").split("\n", 1)[0])
             process = psutil.Process(pid)
-            alive = process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(self.cluster)
         except (OSError, ValueError, psutil.Error):
             return None
-        return process if alive else None
+        return process if self._is_ours(process) else None
 
     def _start(self) -> None:
         account = self._account()
@@ -197,6 +203,7 @@ class EmbeddedPostgres:
         self._make_socket_dir(account)
 
         options = {**self._options, "unix_socket_directories": str(self.socket_dir), "port": str(PORT)}
+        options["cluster_name"] = self._mark
         settings = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
         server = binaries.folder / "postgres"
         command = account.command(
@@ -286,7 +293,7 @@ class EmbeddedPostgres:
         PostgreSQL would refuse to start when another process has got the dead server's id in the meantime.
         """
         deadline = time.monotonic() + self.timeout_s
-        while remains := self._processes():
+        while remains := [process for process in psutil.process_iter() if self._is_ours(process)]:
             if time.monotonic() > deadline:
                 pids = ", ".join(str(process.pid) for process in remains)
                 raise self._problem(
