@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from clara_flow.plan import (
     PlanType,
 )
 
+UNICODE_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 NUMBER = NumberShape(0, LARGEST)
 
 
@@ -91,9 +93,20 @@ def compile_pipeline(
     return CompileResult(source, plan, checked.problems, resolved_definition(checked.tree.pipeline))
 
 
+class _ExactDumper(yaml.SafeDumper):
+    """Quotes texts with Unicode's own line breaks: PyYAML would print them so that they are read back as spaces."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = '"' if UNICODE_BREAKS.search(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_ExactDumper.add_representer(str, _ExactDumper.represent_text)
+
+
 def to_yaml(values: Any) -> str:
-    """Plain values as YAML, keys in their order."""
-    text: str = yaml.dump(values, Dumper=yaml.SafeDumper, sort_keys=False, allow_unicode=True, width=120)
+    """Plain values as YAML, keys in their order; read back, they are the same."""
+    text: str = yaml.dump(values, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 

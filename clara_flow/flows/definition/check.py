@@ -42,7 +42,7 @@ def check_definition(
     """
     loaded, problems = load(text, source)
     if loaded is None:
-        return Checked(None, tuple(problems))
+        return Checked(None, tuple(sorted(set(problems))))
     tree, import_problems = expand(loaded, arguments or {}, root, site or Site())
     problems += import_problems
     for rule in RULES:
