@@ -10,7 +10,6 @@ Exit status: 0 fine; 1 the job or the checked thing failed; 2 wrong usage or set
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 import typer
@@ -80,17 +79,3 @@ def root(
 
     Example: clara-flow run brain-extraction --input study/ --output results/
     """
-
-
-def main() -> None:
-    """Entry point: one place maps errors to exit statuses and messages; a user never sees a traceback."""
-    from clara_flow.errors import ClaraFlowError
-
-    try:
-        app()
-    except ClaraFlowError as error:
-        typer.echo(f"clara-flow: {error}", err=True)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        typer.echo("clara-flow: interrupted", err=True)
-        sys.exit(130)

@@ -1,0 +1,32 @@
+"""Entry point of the `clara-flow` command: one place maps errors to exit statuses and messages.
+
+A user never sees a traceback, not even for a Ctrl-C while modules are still being imported: hence no imports up here.
+"""
+
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and end the process with the right exit status."""
+    try:
+        from clara_flow.cli.app import app
+        from clara_flow.errors import ClaraFlowError
+
+        try:
+            app()
+        except ClaraFlowError as error:
+            _say(str(error))
+            sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"clara-flow: {message}\n")
+
+
+if __name__ == "__main__":
+    main()
