@@ -1,22 +1,39 @@
 """The one settings object: environment `CLARA_FLOW_*`, then `clara-flow.toml`, then the defaults below.
 
 Durations are seconds (`_s`), sizes MiB (`_mib`) or bytes (`_bytes`). Read once at the edge (`load_settings`), frozen
-afterwards. The commented reference file `docs/reference/clara-flow.toml` is generated from this class.
+afterwards. The commented reference file is printed by this module:
+
+    python -m clara_flow.settings > docs/reference/clara-flow.toml
 """
 
 from __future__ import annotations
 
+import difflib
+import json
+import logging
 import os
+import sys
+import textwrap
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+import pydantic_settings
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from clara_flow.errors import SettingsError
 
+log = logging.getLogger(__name__)
+
+PREFIX = "CLARA_FLOW_"
+CONFIG_VARIABLE = "CLARA_FLOW_CONFIG"  # names the file, so it cannot stand in it
+CONFIG_FILE = "clara-flow.toml"
+
 Runtime = Literal["process", "docker"]
 Port = Annotated[int, Field(ge=1, le=65535)]
+DATABASE_SCHEMES = {"postgresql", "postgres"}
 
 
 def default_data_dir() -> Path:
@@ -30,20 +47,27 @@ class RegistryCredential(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    registry: str = Field(description="Host of the registry, as it stands in image names, e.g. nvcr.io.")
-    username: str
-    password: SecretStr
+    registry: str = Field(description="Host of the registry, as it stands in image names.", examples=["nvcr.io"])
+    username: str = Field(description="Login name.", examples=["$oauthtoken"])
+    password: SecretStr = Field(description="Password or access token.", examples=["secret"])
 
 
 class Settings(BaseSettings):
     """Everything an administrator can set."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CLARA_FLOW_", env_nested_delimiter="__", frozen=True, extra="forbid", validate_default=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
     )
 
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="Everything that must survive: database, payloads, models, logs."
+        default_factory=default_data_dir,
+        description="Folder of everything that must survive: database, payloads, models, logs.",
+        examples=["~/.local/share/clara-flow"],
     )
 
     host: str = Field("127.0.0.1", description="Address the services listen on. Loopback unless told otherwise.")
@@ -53,20 +77,34 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(50051, description="Platform API (gRPC).")
 
     database_url: SecretStr | None = Field(
-        None, description="External PostgreSQL, postgresql://user:password@host/database. Unset: an embedded one."
+        None,
+        description="External PostgreSQL for our records. Unset: an embedded one.",
+        examples=["postgresql://user:password@host:5432/clara_flow"],
     )
     prefect_database_url: SecretStr | None = Field(
-        None, description="Database of our own Prefect server. Unset: `prefect` on the server of database_url."
+        None,
+        description="Database of our own Prefect server. Unset: `prefect` on the server of database_url.",
+        examples=["postgresql://user:password@host:5432/prefect"],
     )
-    prefect_api_url: str | None = Field(None, description="External Prefect API, http://host:4200/api. Unset: our own.")
+    prefect_api_url: str | None = Field(
+        None,
+        description="External Prefect server's API. Unset: a server of our own.",
+        examples=["http://host:4200/api"],
+    )
     postgres_bin_dir: Path | None = Field(
-        None, description="Folder with initdb and postgres. Unset: a system installation's, else the wheel's."
+        None,
+        description="Folder with initdb and postgres. Unset: a system installation's, else the wheel's.",
+        examples=["/usr/lib/postgresql/15/bin"],
     )
-    service_start_timeout_s: float = Field(120, gt=0, description="How long a service may take to become healthy.")
+    service_start_timeout_s: float = Field(
+        120, gt=0, description="How long a service may take to answer; one that is silent for longer is restarted."
+    )
 
     runtime: Runtime = Field("process", description="How operators are launched by default.")
     docker_base_url: str | None = Field(
-        None, description="Docker engine, unix:///... Unset: DOCKER_HOST or its default."
+        None,
+        description="Docker engine. Unset: DOCKER_HOST or its default.",
+        examples=["unix:///var/run/docker.sock"],
     )
     image_pull_policy: Literal["always", "if-not-present", "never"] = Field(
         "if-not-present", description="When an operator's image is pulled."
@@ -87,6 +125,20 @@ class Settings(BaseSettings):
         80, ge=1, le=100, description="Use of the payload disk above which jobs are refused."
     )
 
+    @field_validator("database_url", "prefect_database_url")
+    @classmethod
+    def _is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and urlsplit(url.get_secret_value()).scheme.partition("+")[0] not in DATABASE_SCHEMES:
+            raise ValueError("is no PostgreSQL address; write postgresql://user:password@host/database")
+        return url
+
+    @field_validator("prefect_api_url")
+    @classmethod
+    def _is_http(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in {"http", "https"}:
+            raise ValueError("is no address of an API; write http://host:4200/api")
+        return url.rstrip("/") if url else url
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -98,22 +150,127 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments beat the environment beats the file; there is no .env file."""
         del dotenv_settings, file_secret_settings
-        toml = os.environ.get("CLARA_FLOW_CONFIG", "clara-flow.toml")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=toml)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=read_config_file())
+
+
+def config_file() -> Path | None:
+    """The file of CLARA_FLOW_CONFIG, else `clara-flow.toml` in the current folder where there is one, else None."""
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named).expanduser()
+    return Path(CONFIG_FILE) if Path(CONFIG_FILE).is_file() else None
+
+
+def read_config_file() -> dict[str, Any]:
+    """What the settings file says; empty when there is none. Raises SettingsError when it cannot be read."""
+    path = config_file()
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        cause = f" ({CONFIG_VARIABLE} names it)" if os.environ.get(CONFIG_VARIABLE) else ""
+        raise SettingsError(f"the settings file {path}{cause} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise SettingsError(f"the settings file {path} is not valid TOML: {error}") from None
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Settings of this process; `overrides` (command-line options) win, None means "not given".
 
-    Raises SettingsError naming each setting that cannot be used.
+    Raises SettingsError naming each setting that cannot be used, and the variable or file that it came from. A variable
+    CLARA_FLOW_* that is no setting is warned of only: it may be a newer version's.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         settings = Settings(**given)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, problem['loc']))} (CLARA_FLOW_{str(problem['loc'][0]).upper()}): {problem['msg']}"
-            for problem in error.errors()
-        ]
+        lines = [_explain(problem["loc"], problem["type"], problem["msg"], given) for problem in error.errors()]
         raise SettingsError("settings cannot be used: " + "; ".join(lines)) from None
+    except pydantic_settings.SettingsError as error:  # it names the field in quotes
+        wrong = [name for name in _variables() if f'"{_setting(name)}"' in str(error)]
+        raise SettingsError(f"{', '.join(wrong)} cannot be used: it is not JSON") from None
+    for name in _variables():
+        if _setting(name) not in Settings.model_fields and name != CONFIG_VARIABLE:
+            log.warning("%s is no setting and is ignored%s", name, _hint(_setting(name), PREFIX))
     return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: dict[str, Any]) -> str:
+    """One problem as `setting (where it was set): what is wrong`. Values are not repeated: they may be secret."""
+    setting, path = str(loc[0]), ".".join(map(str, loc))
+    variables = [name for name in _variables() if _setting(name) == setting]
+    if setting in given:
+        source = f"option --{setting.replace('_', '-')}"
+    else:
+        source = ", ".join(variables) or str(config_file() or "default")
+    if kind == "extra_forbidden" and len(loc) == 1:
+        return f"{path} ({source}): there is no such setting{_hint(setting, '')}"
+    return f"{path} ({source}): {message.removeprefix('Value error, ')}"
+
+
+def _variables() -> list[str]:
+    return sorted(name for name, value in os.environ.items() if name.upper().startswith(PREFIX) and value)
+
+
+def _setting(variable: str) -> str:
+    return variable.lower().removeprefix(PREFIX.lower()).partition("__")[0]
+
+
+def _hint(setting: str, prefix: str) -> str:
+    near = difflib.get_close_matches(setting, Settings.model_fields, n=3)
+    names = [f"{prefix}{name.upper()}" if prefix else name for name in near]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+REFERENCE_HEAD = """\
+# clara-flow.toml: every setting of clara-flow with its default. Made by `python -m clara_flow.settings`.
+#
+# Copy it, take away the `#` before the lines that you change. It is looked for in the current folder, or where the
+# environment variable CLARA_FLOW_CONFIG points. Options of a command beat the environment, which beats this file,
+# which beats the defaults. Units end the names: _s seconds, _mib MiB, _percent per cent. `~` is the home folder.
+"""
+
+
+def reference() -> str:
+    """The commented TOML file of all settings: description, range, environment variable, default or an example."""
+    schema = Settings.model_json_schema()
+    plain, tables = [], []
+    for name, field in schema["properties"].items():
+        kind = next((choice for choice in field.get("anyOf", ()) if choice.get("type") != "null"), field)
+        if "additionalProperties" in kind:  # a table comes last: what follows it would belong to it
+            tables.append(_reference_table(name, field["description"], schema["$defs"]))
+            continue
+        has_default = field.get("default") is not None
+        value = field["default"] if has_default else field["examples"][0]
+        notes = [field["description"], _range(kind), "" if has_default or name == "data_dir" else "Example below."]
+        lines = textwrap.wrap(" ".join(filter(None, notes)), 110)
+        lines.append(f"Environment: {PREFIX}{name.upper()}")
+        plain.append("\n".join([*(f"# {line}" for line in lines), f"#{name} = {json.dumps(value)}", ""]))
+    return "\n".join([REFERENCE_HEAD, *plain, *tables])
+
+
+def _reference_table(name: str, description: str, definitions: dict[str, Any]) -> str:
+    fields = definitions[RegistryCredential.__name__]["properties"]
+    variable = f"{PREFIX}{name.upper()}__MY_REGISTRY__"
+    lines = [
+        f"# {description} Each is a table of its own, here `my_registry`.",
+        f"# Environment: {variable}USERNAME, ...",
+    ]
+    lines.append(f"#[{name}.my_registry]")
+    lines += [f"#{key} = {json.dumps(field['examples'][0])}  # {field['description']}" for key, field in fields.items()]
+    return "\n".join([*lines, ""])
+
+
+def _range(kind: dict[str, Any]) -> str:
+    """What values a setting takes, in words; "" where anything goes."""
+    if "enum" in kind:
+        return f"One of {', '.join(kind['enum'])}."
+    if "minimum" in kind and "maximum" in kind:
+        return f"{kind['minimum']} to {kind['maximum']}."
+    if "minimum" in kind:
+        return f"At least {kind['minimum']}."
+    return f"More than {kind['exclusiveMinimum']}." if "exclusiveMinimum" in kind else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
