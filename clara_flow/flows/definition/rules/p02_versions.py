@@ -15,8 +15,8 @@ CODE = "P02"
 
 def check(tree: Tree) -> Iterator[Problem]:
     """Unknown versions, parts newer than the pipeline; warns of what ran on the Argo orchestrator."""
-    pipeline = tree.pipeline
-    yield from _unknown(pipeline.api_version)
+    pipeline, vocabulary = tree.pipeline, Vocabulary(VERSIONS)
+    yield from _unknown(pipeline.api_version, vocabulary)
     version = pipeline.version
     if pipeline.api_version is not None and is_before(version, CLARA_ORCHESTRATOR_SINCE):
         message = (
@@ -29,15 +29,15 @@ def check(tree: Tree) -> Iterator[Problem]:
     for operator in tree.operators:
         units: tuple[Unit, ...] = (operator, *operator.services)
         for part in units:
-            yield from _unknown(part.api_version)
+            yield from _unknown(part.api_version, vocabulary)
             own = known_version(part.api_version)
             if part.api_version is not None and own is not None and is_before(version, own):
                 message = f"api-version {own} is newer than the pipeline's {version}; raise the pipeline's api-version"
                 yield problem_at(part.api_version, message, CODE)
 
 
-def _unknown(text: Text | None) -> Iterator[Problem]:
+def _unknown(text: Text | None, vocabulary: Vocabulary) -> Iterator[Problem]:
     if text is not None and not text.is_open and text.value not in VERSIONS:
-        hint = Vocabulary(VERSIONS).hint(text.value)
+        hint = vocabulary.hint(text.value)
         message = f"api-version {shown(text.value)} is not known; possible are {listed(VERSIONS)}{hint}"
         yield problem_at(text, message, CODE)

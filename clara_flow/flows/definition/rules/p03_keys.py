@@ -33,8 +33,8 @@ BESIDE_IMPORT = ("import", "name")
 
 def check(tree: Tree) -> Iterator[Problem]:
     """Walk the maps that were written against the table of keys."""
-    version = tree.pipeline.version
-    yield from _check_part(tree.pipeline.node, Pipeline, version, "the pipeline")
+    version, hints = tree.pipeline.version, _Hints()
+    yield from _check_part(tree.pipeline.node, Pipeline, version, "the pipeline", hints)
     for item in tree.imports:
         for name, (key, _) in item.entries.items():
             if name not in (*BESIDE_IMPORT, VERSION_KEY if item.own_file else "name"):
@@ -42,17 +42,29 @@ def check(tree: Tree) -> Iterator[Problem]:
                 yield problem_at(key, message, CODE)
         value = item.get("import")
         if isinstance(value, Mapping):
-            yield from _check_part(value, Import, version, "`import`")
+            yield from _check_part(value, Import, version, "`import`", hints)
         elif value is not None:
             yield problem_at(value, f"`import` must be a map with `path`, not {described(value)}", CODE)
 
 
-def _check_part(node: Mapping, part: type[Part], version: str | None, where: str) -> Iterator[Problem]:
+class _Hints:
+    """One vocabulary for each kind of map, for a whole check."""
+
+    def __init__(self) -> None:
+        self._of: dict[type[Part], Vocabulary] = {}
+
+    def of(self, part: type[Part]) -> Vocabulary:
+        if part not in self._of:
+            self._of[part] = Vocabulary(keys_of(part))
+        return self._of[part]
+
+
+def _check_part(node: Mapping, part: type[Part], version: str | None, where: str, hints: _Hints) -> Iterator[Problem]:
     keys = keys_of(part)
     for name, (key, value) in node.entries.items():
         if name not in keys:
             if not key.is_open:
-                yield _unknown_key(key, part, version, where)
+                yield _unknown_key(key, part, version, where, hints)
             continue
         entry = keys[name][1]
         if isinstance(value, Text) and value.is_null:
@@ -61,17 +73,17 @@ def _check_part(node: Mapping, part: type[Part], version: str | None, where: str
             yield problem_at(key, f"`{name}` is not possible in {where}: {entry.refused}", CODE)
             continue
         yield from _usage(key, entry, version)
-        yield from _check_value(value, entry, version, where)
+        yield from _check_value(value, entry, version, where, hints)
     for name, (_, entry) in keys.items():
         required = entry.is_required(version) or (entry.own_file and node.own_file)
         if required and node.get(name) is None:
             yield problem_at(node, f"`{name}` is required in {where}", CODE)
 
 
-def _unknown_key(key: Text, part: type[Part], version: str | None, where: str) -> Problem:
+def _unknown_key(key: Text, part: type[Part], version: str | None, where: str, hints: _Hints) -> Problem:
     severity = Severity.WARNING if version is None or is_before(version, TYPED_SINCE) else Severity.ERROR
     ignored = "; it is ignored" if severity is Severity.WARNING else ""
-    hint = Vocabulary(keys_of(part)).hint(key.value) or f"; possible are {listed(keys_of(part))}"
+    hint = hints.of(part).hint(key.value) or f"; possible are {listed(keys_of(part))}"
     if part is Pipeline and key.value == "container":
         hint = "; an operator's own file is checked through the pipeline that imports it"
     return problem_at(key, f"{where} has no key {shown(key.value)}{ignored}{hint}", CODE, severity)
@@ -89,7 +101,7 @@ def _usage(key: Text, entry: Key, version: str | None) -> Iterator[Problem]:
         yield problem_at(key, f"`{entry.name}` here: {entry.advice}", CODE, Severity.WARNING)
 
 
-def _check_value(value: Node, entry: Key, version: str | None, where: str) -> Iterator[Problem]:
+def _check_value(value: Node, entry: Key, version: str | None, where: str, hints: _Hints) -> Iterator[Problem]:
     match entry.shape:
         case TextShape(choices, any_case):
             if not isinstance(value, Text):
@@ -121,12 +133,12 @@ def _check_value(value: Node, entry: Key, version: str | None, where: str) -> It
                     yield problem_at(item, message, CODE)
         case PartShape(part):
             if isinstance(value, Mapping):
-                yield from _check_part(value, part, version, f"`{entry.name}` of {where}")
+                yield from _check_part(value, part, version, f"`{entry.name}` of {where}", hints)
             else:
                 yield _wrong_kind(value, entry, "a map", where)
         case PartsShape(part):
             if isinstance(value, Sequence):
-                yield from _check_items(value, entry, part, version, where)
+                yield from _check_items(value, entry, part, version, where, hints)
             else:
                 yield _wrong_kind(value, entry, "a list of maps", where)
         case _:
@@ -134,7 +146,9 @@ def _check_value(value: Node, entry: Key, version: str | None, where: str) -> It
                 yield _wrong_kind(value, entry, "a whole number", where)
 
 
-def _check_items(items: Sequence, entry: Key, part: type[Part], version: str | None, where: str) -> Iterator[Problem]:
+def _check_items(
+    items: Sequence, entry: Key, part: type[Part], version: str | None, where: str, hints: _Hints
+) -> Iterator[Problem]:
     if entry.required and not items.items:
         yield problem_at(items, f"`{entry.name}` in {where} is empty; at least one is needed", CODE)
     for number, item in enumerate(items, 1):
@@ -145,7 +159,7 @@ def _check_items(items: Sequence, entry: Key, part: type[Part], version: str | N
             inner = version
             if part is Operator:
                 inner = known_version(item.text(VERSION_KEY)) or version
-            yield from _check_part(item, part, inner, _item_label(item, entry, part, number, where))
+            yield from _check_part(item, part, inner, _item_label(item, entry, part, number, where), hints)
     if part is Output and is_typed(version) is False:
         yield from _unnamed_outputs(items.items, where)
 

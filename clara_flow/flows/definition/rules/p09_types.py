@@ -16,12 +16,13 @@ CODE = "P09"
 
 def check(tree: Tree) -> Iterator[Problem]:
     """Each typed entry by itself, then each edge, and the payload's inputs."""
+    types, primitives = Vocabulary(TYPES), Vocabulary(PRIMITIVES)
     for operator in tree.operators:
         if not tree.pipeline.is_typed(operator):
             continue
         where = label(operator)
         for entry in (*operator.inputs, *operator.outputs):
-            yield from _check_entry(entry, where)
+            yield from _check_entry(entry, where, types, primitives)
         for source in operator.inputs:
             kind = plan_type(source)
             if source.upstream is None and source.type is not None and kind and kind.medium is Medium.MEMORY:
@@ -35,13 +36,13 @@ def check(tree: Tree) -> Iterator[Problem]:
             yield from _check_edge(tree, entry, label(operator), typed=bool(tree.pipeline.is_typed(operator)))
 
 
-def _check_entry(entry: Entry, where: str) -> Iterator[Problem]:
+def _check_entry(entry: Entry, where: str, types: Vocabulary, primitives: Vocabulary) -> Iterator[Problem]:
     if entry.type is None or entry.type.is_open:
         return
     name = entry.type.value
     if name not in TYPES:
         known = "stream, array, string or a primitive such as uint8, int16, float32"
-        hint = Vocabulary(TYPES).hint(name)
+        hint = types.hint(name)
         yield problem_at(entry.type, f"{shown(name)} is not a type; possible are {known}{hint}", CODE)
         return
     element = entry.element_type or entry.format
@@ -57,7 +58,7 @@ def _check_entry(entry: Entry, where: str) -> Iterator[Problem]:
         yield from _needed(entry, "shape", name, where, present=entry.node.get("shape") is not None)
         yield from _needed(entry, "element-type", name, where, present=element is not None)
         if element is not None and not element.is_open and element.value not in PRIMITIVES:
-            hint = Vocabulary(PRIMITIVES).hint(element.value)
+            hint = primitives.hint(element.value)
             message = (
                 f"`element-type` of an array is a primitive such as uint8 or float32, not {shown(element.value)}{hint}"
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from clara_flow.flows.definition.loader import NO_TEXT
 from clara_flow.flows.definition.node import PLACEHOLDER_START, Text
 from clara_flow.flows.definition.problem import Problem, Severity, Vocabulary, listed, problem_at, shown
-from clara_flow.flows.definition.scope import MAX_SUBSTITUTED, PLACEHOLDER, Document, Use
+from clara_flow.flows.definition.scope import MAX_SUBSTITUTED, PLACEHOLDER, Document, Scope, Use
 from clara_flow.flows.definition.tree import Tree
 from clara_flow.plan import BUILTINS
 
@@ -17,13 +18,16 @@ CODE = "P13"
 def check(tree: Tree) -> Iterator[Problem]:
     """All documents: the definition and what it imports, each with its own parameters."""
     late = _resolved_when_running(tree)
+    known: dict[int, _Known] = {}
     for document in tree.documents:
         yield from _check_arguments(document)
         yield from _check_defaults(document)
         for key in document.keys:
             yield problem_at(key, "placeholders are possible in values, not in keys", CODE)
         for use in document.uses:
-            yield from _check_use(use, late)
+            if id(use.scope) not in known:
+                known[id(use.scope)] = _Known.of(use.scope)
+            yield from _check_use(use, late, known[id(use.scope)])
         if document.outgrown is not None:
             message = f"parameters make this definition grow by more than {MAX_SUBSTITUTED // 2**20} MiB"
             yield problem_at(document.outgrown, message, CODE)
@@ -77,15 +81,27 @@ def _fault(value: str) -> str:
     return f"{what}; values of parameters are plain text or {listed(BUILTINS)}"
 
 
-def _check_use(use: Use, late: set[int]) -> Iterator[Problem]:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a placeholder could have said in some scope."""
+
+    declared: str
+    vocabulary: Vocabulary
+
+    @classmethod
+    def of(cls, scope: Scope) -> _Known:
+        names = scope.names()
+        declared = f"declared are {listed(names)}" if names else "no `parameters` are declared"
+        return cls(declared, Vocabulary([*names, *BUILTINS]))
+
+
+def _check_use(use: Use, late: set[int], known: _Known) -> Iterator[Problem]:
     for name in dict.fromkeys(PLACEHOLDER.findall(use.written)):
         if use.scope.value_of(name) is not None:
             continue
         if name not in BUILTINS:
-            known = use.scope.names()
-            has = f"declared are {listed(known)}" if known else "no `parameters` are declared"
-            hint = Vocabulary([*known, *BUILTINS]).hint(name)
-            yield problem_at(use.text, f"placeholder ${{{{{name}}}}} has no value; {has}{hint}", CODE)
+            hint = known.vocabulary.hint(name)
+            yield problem_at(use.text, f"placeholder ${{{{{name}}}}} has no value; {known.declared}{hint}", CODE)
         elif id(use.text) not in late:
             yield _too_early(use.text, name)
     if PLACEHOLDER_START in PLACEHOLDER.sub("", use.written):

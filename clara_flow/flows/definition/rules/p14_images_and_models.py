@@ -37,12 +37,13 @@ def split_reference(container: Container) -> tuple[str, str]:
 
 def check(tree: Tree) -> Iterator[Problem]:
     """Every container, every model, and operators with models beside services."""
+    models = Vocabulary(tree.site.models or ())
     for operator in tree.operators:
         units: tuple[Unit, ...] = (operator, *operator.services)
         for part in units:
             if part.container is not None:
                 yield from _check_container(part.container, tree)
-        yield from _check_models(operator, tree)
+        yield from _check_models(operator, tree, models)
     with_services = [o for o in tree.operators if o.services]
     with_models = next((o for o in tree.operators if o.models), None)
     if with_services and with_models is not None and not any(o.models for o in with_services):
@@ -83,7 +84,7 @@ def _check_container(container: Container, tree: Tree) -> Iterator[Problem]:
         yield problem_at(image, f"image {shown(name)} is not allowed here; allowed are {listed(allowed)}", CODE)
 
 
-def _check_models(operator: Operator, tree: Tree) -> Iterator[Problem]:
+def _check_models(operator: Operator, tree: Tree, vocabulary: Vocabulary) -> Iterator[Problem]:
     if operator.models and operator.services:
         message = f"{label(operator)} has both `models` and `services`; use one of them"
         yield problem_at(operator.services[0].node, message, CODE)
@@ -95,5 +96,5 @@ def _check_models(operator: Operator, tree: Tree) -> Iterator[Problem]:
             yield problem_at(version, message, CODE)
         if known is not None and model.name is not None and model.name.value not in known:
             has = f"the repository has {listed(sorted(known))}" if known else "the repository has no models"
-            message = f"model {shown(model.name.value)} does not exist; {has}{Vocabulary(known).hint(model.name.value)}"
+            message = f"model {shown(model.name.value)} does not exist; {has}{vocabulary.hint(model.name.value)}"
             yield problem_at(model.name, message, CODE)
