@@ -22,14 +22,17 @@ POLLS_S = {"default (10 s)": None, "0.5 s": "0.5"}
 WORKER_READY_S = 60
 
 
-async def _deploy(entrypoint_folder: Path) -> UUID:
+async def _deploy(api_url: str, entrypoint_folder: Path) -> UUID:
     """A `process` work pool and a deployment of `benchmarks.worker_flow.run_job` in it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from benchmarks.worker_flow import run_job
 
-    async with get_client() as client:
+    with temporary_settings({PREFECT_API_URL: api_url}):
+        client_of_this_server = get_client()
+    async with client_of_this_server as client:
         await client.create_work_pool(WorkPoolCreate(name="bench", type="process"))
         flow_id = await client.create_flow(run_job)
         return await client.create_deployment(
@@ -97,7 +100,7 @@ def main(scale: Scale) -> Path:
         figures["clara_flow_overhead_s"] = round(ours["median_s"] - floor, 4)
         empty = ground.folder / "empty"  # Prefect's worker copies this folder for each run
         empty.mkdir()
-        deployment = asyncio.run(_deploy(empty))
+        deployment = asyncio.run(_deploy(ground.house.prefect_api_url, empty))
         for name, poll_s in POLLS_S.items():
             theirs = _with_worker(ground, poll_s, deployment, definition, scale.rounds)
             ratio = (ours["median_s"] - floor) / (theirs["median_s"] - floor)
