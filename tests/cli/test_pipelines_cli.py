@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from clara_flow.cli.app import main
+from clara_flow.cli.start import main
 from clara_flow.flows.compiler import compile_pipeline
 from clara_flow.plan import Plan
 
