@@ -61,8 +61,7 @@ def read_nifti(path: Path) -> Volume:
             stored = proxy.get_unscaled()
         else:
             wide = proxy.dtype.itemsize > 2 and proxy.dtype != np.float32
-            stored = proxy.get_scaled(np.float64 if wide else np.float32)
-            stored = stored.astype(np.float64 if wide else np.float32, copy=False)
+            stored = np.asarray(proxy, np.float64 if wide else np.float32)
     except (ImageFileError, WrapStructError, zlib.error, OSError, EOFError, ValueError) as problem:
         raise VolumeFileError(f"{path.name}: not a readable NIfTI file: {problem}") from None
     shape = (*image.shape, 1, 1)
