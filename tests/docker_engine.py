@@ -11,7 +11,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -27,6 +26,8 @@ PUBLIC_BASE_IMAGE = "python:3.11-slim"
 PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
 MIRROR = "http://deb.debian.org/debian"
 
+STARTED: list[subprocess.Popen[bytes]] = []
+
 
 def cache_dir() -> Path:
     """Folder outside the repository that survives test runs."""
@@ -38,19 +39,10 @@ def cache_dir() -> Path:
 
 def answers(base_url: str) -> bool:
     """True when an engine answers there."""
-    if base_url.startswith("unix://"):  # the SDK leaves its socket open when there is nobody
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(base_url.removeprefix("unix://")) != 0:
-                return False
-    try:
-        client = docker.APIClient(base_url=base_url, timeout=5)
-    except DockerException:
+    command = shutil.which("docker")
+    if command is None:
         return False
-    with contextlib.closing(client):
-        try:
-            return bool(client.ping())
-        except (DockerException, OSError):
-            return False
+    return subprocess.run([command, "-H", base_url, "version"], capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager
@@ -101,6 +93,7 @@ def _start(folder: Path, base_url: str, dockerd: str) -> None:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+    STARTED.append(daemon)
     eventually(lambda: daemon.poll() is not None or answers(base_url), within_s=60)
     if daemon.poll() is not None:
         last = (folder / "dockerd.log").read_text(errors="replace").strip().splitlines()[-1:]
@@ -112,11 +105,14 @@ def _stop(folder: Path) -> None:
     os.kill(pid, signal.SIGTERM)
 
     def gone() -> bool:
-        with contextlib.suppress(ChildProcessError):  # another session's child is not ours to wait for
-            os.waitpid(pid, os.WNOHANG)
+        for daemon in STARTED:
+            daemon.poll()  # nobody else collects the exit status of our own child
         return not Path(f"/proc/{pid}").exists()
 
     eventually(gone, within_s=60)
+    for line in Path("/proc/mounts").read_text().splitlines():  # the engine leaves a name space mounted
+        if (target := line.split()[1]).startswith(str(folder)):
+            subprocess.run(["/bin/umount", target], capture_output=True, check=False)
 
 
 def ensure_base_image(base_url: str) -> str:

@@ -8,6 +8,7 @@ import re
 import tarfile
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import requests
@@ -69,7 +70,7 @@ class ImageBuilder:
         step, lines = "", deque[str](maxlen=SHOWN_LINES)
         try:
             for event in api.build(
-                fileobj=self._context(),
+                fileobj=io.BytesIO(self._context),
                 custom_context=True,
                 dockerfile=DOCKERFILE,
                 tag=reference,
@@ -95,7 +96,8 @@ class ImageBuilder:
             api.close()
         return reference
 
-    def _context(self) -> io.BytesIO:
+    @cached_property
+    def _context(self) -> bytes:
         """What the Dockerfile copies, as a tar archive, without owners and times, so that layers are found again."""
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -109,8 +111,7 @@ class ImageBuilder:
                     _add(tar, self.ca_bundle, "ca-bundle.crt")
                 except OSError as error:
                     raise InputError(f"the CA bundle {self.ca_bundle} cannot be read: {error.strerror}") from None
-        archive.seek(0)
-        return archive
+        return archive.getvalue()
 
     def _failure(self, operator: BundledOperator, step: str, reason: str, lines: deque[str]) -> LauncherUnavailable:
         if step.startswith("FROM"):

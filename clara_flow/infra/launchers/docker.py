@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import select
+import socket
 import struct
 import threading
 import time
@@ -30,6 +31,7 @@ from clara_flow.infra.launchers.spec import LaunchSpec, Mount
 JOB_LABEL = "clara-flow.job"
 OWNER_LABEL = "clara-flow.owner"
 OPERATOR_LABEL = "clara-flow.operator"
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 OPERATOR_UID = 65532  # "nonroot" of the distroless images; used when the platform itself is root
 PROCESS_LIMIT = 1024
 WATCH_EVERY_S = 0.25
@@ -365,13 +367,19 @@ def hand_over(spec: LaunchSpec) -> None:
 
 def connect(base_url: str | None) -> docker.APIClient:
     """A client of the engine. Raises LauncherUnavailable with the remedy when none answers."""
-    arguments = {"base_url": base_url} if base_url else docker.utils.kwargs_from_env()
+    arguments = {"base_url": DEFAULT_SOCKET, **docker.utils.kwargs_from_env()}
+    if base_url:
+        arguments = {"base_url": base_url}
+    where = arguments["base_url"]
     try:
+        if where.startswith("unix://"):  # the SDK's own message buries the reason
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(where.removeprefix("unix://"))
         return docker.APIClient(**arguments)
-    except DockerException as error:
-        where = arguments.get("base_url") or "its default socket"
+    except (DockerException, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise LauncherUnavailable(
-            f"no Docker engine answers at {where} ({error}). Start it and let this account use it (group docker), "
+            f"no Docker engine answers at {where}: {reason}. Start it and let this account use it (group docker), "
             "name another by CLARA_FLOW_DOCKER_BASE_URL, or use --runtime process.",
             runtime="docker",
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,10 @@ from clara_flow.infra.launchers.spec import LaunchSpec
 NAME = "register-results"
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the SDK's, where nobody listens
 def test_no_engine(tmp_path: Path) -> None:
     builder = ImageBuilder(base_url=f"unix://{tmp_path}/docker.sock")
     with pytest.raises(LauncherUnavailable, match="no Docker engine answers"):
         builder.build(bundled().get(NAME))
-    gc.collect()
 
 
 @pytest.mark.docker

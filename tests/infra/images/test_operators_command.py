@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 
@@ -51,13 +50,11 @@ def test_help_ends_with_an_example(command: tuple[str, ...]) -> None:
     assert f"Example: clara-flow operators {' '.join(command)}".strip() in invoke(*command, "--help").stdout
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the SDK's, where nobody listens
 def test_build_without_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLARA_FLOW_DOCKER_BASE_URL", f"unix://{tmp_path}/docker.sock")
     result = invoke("build", "register-results")
     assert isinstance(result.exception, LauncherUnavailable)
     assert "no Docker engine answers" in str(result.exception)
-    gc.collect()
 
 
 @pytest.mark.docker
