@@ -29,8 +29,8 @@ def up(
 ) -> None:
     """Start the platform: PostgreSQL and the Prefect server. Ctrl-C stops it, unless it was detached.
 
-    A platform that runs already is found, whoever started it. Exit status: 0 it runs (or ran until Ctrl-C); 4 a service
-    cannot be started.
+    A platform that runs already is found, whoever started it. Exit status: 0 it runs, or ran until Ctrl-C; 2 a setting
+    cannot be used; 4 a service cannot be started; 130 Ctrl-C while it started.
 
     Example: clara-flow up --detach
     """
@@ -41,31 +41,37 @@ def up(
 
     settings = load_settings(data_dir=data_dir)
     console = Console()
-    if not detach and not StateFile(settings.data_dir).is_supervised():
-        _run_here(settings, console)
+    if not detach and not StateFile(settings.data_dir).is_supervised() and _run_here(settings, console):
         return
     with console.status("Starting the platform") as status:
         handle = ensure_platform(settings, on_progress=status.update)
     console.print("Started." if handle.started_here else "It runs already.", highlight=False)
-    _show(console, handle.state)
+    show_platform(console, handle.state)
 
 
-def _run_here(settings: Settings, console: Console) -> None:
-    """Supervise in this process until Ctrl-C or SIGTERM."""
+def _run_here(settings: Settings, console: Console) -> bool:
+    """Supervise in this process until Ctrl-C or SIGTERM. Returns False when another process does already."""
     from clara_flow.services.supervisor import Supervisor
 
+    was_up = False
     with console.status("Starting the platform") as status:
         supervisor = Supervisor(settings, on_progress=status.update)
 
         def say(state: PlatformState) -> None:
+            nonlocal was_up
+            was_up = True
             status.stop()
-            _show(console, state)
+            show_platform(console, state)
             console.print("Ctrl-C stops it.", highlight=False)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: supervisor.stop.set())
-        if not supervisor.run(on_up=say):
-            console.print("Another `clara-flow up` was quicker: it runs already.", highlight=False)
+        ran = supervisor.run(on_up=say)
+    if ran and not was_up:
+        raise KeyboardInterrupt
+    if ran:
+        console.print("Stopped.", highlight=False)
+    return ran
 
 
 def down(data_dir: DataDir = None) -> None:
@@ -102,21 +108,30 @@ def status(
     else:
         from rich.console import Console
 
-        _show(Console(), state)
+        show_platform(Console(), state)
     if not state.is_up:
         raise typer.Exit(NOT_RUNNING)
 
 
-def _show(console: Console, state: PlatformState) -> None:
-    from rich.table import Table
+def show_platform(console: Console, state: PlatformState) -> None:
+    """One paragraph per service; addresses and paths are never broken, so that they can be copied."""
+    from rich.text import Text
 
-    table = Table()
-    for column in ("service", "state", "since", "address", "log"):
-        table.add_column(column, overflow="fold")
+    width = max(len(service.name) for service in state.services)
     for service in state.services:
-        style = {"running": "green", "starting": "yellow", "stopped": "dim"}.get(service.state, "red")
-        shown = f"{service.state}: {service.message}" if service.message else service.state
-        table.add_row(service.name, f"[{style}]{shown}[/]", service.since, service.address, service.log_file)
-    console.print(table)
+        style = {"running": "green", "starting": "yellow", "stopped": "dim", "unknown": "dim"}.get(service.state, "red")
+        facts = [
+            f"since {service.since.replace('T', ' ').removesuffix('+00:00')} UTC" if service.since else "",
+            "external" if service.external else "",
+            f"process {service.pid}" if service.pid else "",
+            f"started again {service.restarts} x" if service.restarts else "",
+        ]
+        head = Text.assemble(
+            (service.name.ljust(width), "bold"), "  ", (service.state, style), "  ", ", ".join(filter(None, facts))
+        )
+        below = (service.message, f"address  {service.address}", service.log_file and f"log      {service.log_file}")
+        lines = [Text(f"{'':{width}}  {text}") for text in below if text]
+        for line in (head, *lines):
+            console.print(line, soft_wrap=True, highlight=False)
     if state.is_up:
-        console.print(f"Prefect UI: {state.prefect_ui_url}", highlight=False)
+        console.print(f"Prefect UI: {state.prefect_ui_url}", soft_wrap=True, highlight=False)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from clara_flow.errors import PlatformError, ServiceError
-from clara_flow.records.owner import process_start
-from clara_flow.services import prefect_server
+from clara_flow.errors import ServiceError
+from clara_flow.services import postgres, prefect_server
+from clara_flow.services.detached import DetachedSupervisor
+from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
+from clara_flow.services.supervisor import services_of
 from clara_flow.settings import Settings
 
 POLL_S = 0.05
@@ -48,8 +47,7 @@ class PlatformHandle:
     @property
     def database_url(self) -> str:
         """Address of the records' database (with its password, where it has one)."""
-        external = self.settings.database_url
-        return external.get_secret_value() if external else self.state.database_url
+        return postgres.records_url(self.settings)
 
     @property
     def prefect_environment(self) -> dict[str, str]:
@@ -64,119 +62,128 @@ class PlatformHandle:
 def ensure_platform(settings: Settings, on_progress: Progress = lambda text: None) -> PlatformHandle:
     """The platform of `settings.data_dir`, started in the background when none runs.
 
-    Interrupted (Ctrl-C) while it starts, it stops what it started. Raises ServiceError or StorageError when it cannot
-    be started or does not answer in time.
+    Interrupted (Ctrl-C) while it starts, it stops what it started. Raises a ClaraFlowError when it cannot be started,
+    does not answer in time, or runs on another database than `settings` name.
     """
     file = StateFile(settings.data_dir)
     file.prepare()
-    started_here = not file.is_supervised()
-    child = _spawn(settings, file) if started_here else None
+    supervisor = DetachedSupervisor(settings)
     try:
-        state = _wait_until_up(settings, file, child, on_progress)
+        state = _wait_until_up(settings, file, supervisor, on_progress)
+        _require_same_database(settings, state)
     except BaseException:
-        if started_here:
-            take_down(settings)
+        supervisor.stop()
         raise
-    return PlatformHandle(settings, state, started_here)
+    supervisor.leave()
+    return PlatformHandle(settings, state, started_here=state.pid == supervisor.pid)
 
 
 def take_down(settings: Settings) -> bool:
-    """Stop the platform and what a killed supervisor left of it. Returns whether anything had been running."""
-    from clara_flow.services.supervisor import PREFECT, embedded_postgres, end_process
+    """Stop the platform and what a killed supervisor left of it. Returns whether anything had been running.
 
+    Raises ServiceError when something does not stop.
+    """
     file = StateFile(settings.data_dir)
     if not file.folder.is_dir():
         return False
-    state = file.read()
-    ran = file.is_supervised()
+    ran = False
+    asked = PlatformState()
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while file.is_supervised():
+    while True:
+        with file.supervising(patience_s=0) as mine:
+            if mine:
+                return _clear(settings, file) or ran
         state = file.read()
-        if state.pid and process_start(state.pid) == state.started:
+        overdue = time.monotonic() > deadline
+        if state.names_a_process and (overdue or (state.pid, state.started) != (asked.pid, asked.started)):
             with suppress(ProcessLookupError):
-                os.kill(state.pid, signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL)
+                os.kill(state.pid, signal.SIGKILL if overdue else signal.SIGTERM)
+            asked, ran = state, True
+        if time.monotonic() > deadline + STOP_TIMEOUT_S:
+            raise ServiceError(
+                "platform",
+                f"its supervisor does not stop (process {state.pid or 'unknown'})",
+                remedy=f"End the process that holds {file.lock_path} by hand.",
+            )
         time.sleep(POLL_S)
-    for service in file.read().services:
-        if service.name == PREFECT and service.pid and process_start(service.pid) == service.started:
-            end_process(service.pid, service.started)
-            ran = True
-    if settings.database_url is None:
-        ran = embedded_postgres(settings).stop() or ran
-    stopped = tuple(replace(s, state="stopped", pid=None, started="") for s in file.read().services)
-    if stopped:
-        file.write(replace(file.read(), pid=0, started="", services=stopped))
-    return ran
 
 
 def look(settings: Settings) -> PlatformState:
     """How the services are now. Without a supervisor they are what is left of them: stopped, or running unwatched."""
     file = StateFile(settings.data_dir)
     state = file.read()
-    if not state.services:
-        from clara_flow.services.supervisor import POSTGRES, PREFECT
-
-        url = prefect_server.api_url(settings)
-        state = replace(
-            state,
-            prefect_api_url=url,
-            prefect_ui_url=url.removesuffix("/api"),
-            services=(
-                ServiceStatus(name=POSTGRES, address=str(settings.data_dir / "postgres")),
-                ServiceStatus(name=PREFECT, address=url),
-            ),
-        )
-    if file.is_supervised():
+    if file.is_supervised() and state.names_a_process:
         return state
-    return replace(state, services=tuple(_unwatched(service) for service in state.services))
+    url = prefect_server.api_url(settings)
+    known = {status.name: status for status in state.services}
+    return replace(
+        state,
+        prefect_api_url=url,
+        prefect_ui_url=url.removesuffix("/api"),
+        services=tuple(_unwatched(service, known.get(service.name), settings) for service in services_of(settings)),
+    )
 
 
-def _unwatched(service: ServiceStatus) -> ServiceStatus:
-    if service.pid and process_start(service.pid) == service.started:
+def _clear(settings: Settings, file: StateFile) -> bool:
+    """End what a killed supervisor left, with its lock held. Returns whether there was anything."""
+    services = services_of(settings)
+    ended = [service.end() for service in reversed(services)]
+    state = file.read()
+    if state.pid:
+        left = tuple(_unwatched(service, None, settings) for service in services)
+        file.write(replace(state, pid=0, started="", services=left))
+    return any(ended)
+
+
+def _unwatched(service: Service, known: ServiceStatus | None, settings: Settings) -> ServiceStatus:
+    status = ServiceStatus(
+        name=service.name,
+        address=service.address,
+        state="unknown" if service.is_external else "stopped",
+        external=service.is_external,
+        log_file=str(service.log_path or ""),
+    )
+    pid = service.pid
+    if service.name == prefect_server.NAME and not service.is_external:  # it was another process's child
+        pid = next((process.pid for process in prefect_server.processes(settings)), None)
+    if pid is not None:
         message = "its supervisor was killed; `clara-flow up` takes over, `clara-flow down` stops it"
-        return replace(service, state="unhealthy", message=message)
-    return replace(service, state="stopped", pid=None)
-
-
-def _spawn(settings: Settings, file: StateFile) -> subprocess.Popen[bytes]:
-    """A supervisor in a session of its own. Settings go through stdin: they may hold passwords."""
-    logs = settings.data_dir / "logs"
-    logs.mkdir(exist_ok=True)
-    with (logs / "supervisor.log").open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "clara_flow.services.supervisor"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=settings.data_dir,
-            start_new_session=True,
-        )
-    assert child.stdin is not None  # noqa: S101  asked for above
-    with child.stdin:
-        child.stdin.write(pickle.dumps(settings))
-    return child
+        return replace(status, state="unhealthy", pid=pid, message=message)
+    if known is not None and known.state in {"stopped", "unknown"}:
+        return replace(status, state=known.state, since=known.since, message=known.message)
+    return status
 
 
 def _wait_until_up(
-    settings: Settings, file: StateFile, child: subprocess.Popen[bytes] | None, on_progress: Progress
+    settings: Settings, file: StateFile, supervisor: DetachedSupervisor, on_progress: Progress
 ) -> PlatformState:
+    """Wait for the supervisor that there is; start one whenever there is none."""
     deadline = time.monotonic() + 2 * settings.service_start_timeout_s
     while True:
         state = file.read()
-        if state.is_up and file.is_supervised() and prefect_server.is_healthy(state.prefect_api_url):
+        if not state.names_a_process:
+            if not file.is_supervised():
+                supervisor.start()
+        elif state.is_up and prefect_server.is_healthy(state.prefect_api_url, ours=settings.prefect_api_url is None):
             return state
-        starting = [service.name for service in state.services if service.state != "running"]
+        starting = [status.name for status in state.services if status.state != "running"]
         on_progress(f"Starting {', '.join(starting) or 'the platform'}")
-        if child is not None and child.poll() is not None and not file.is_supervised():
-            log = settings.data_dir / "logs" / "supervisor.log"
-            raise PlatformError(
-                file.read().error.get("message") or f"the supervisor ended with {child.returncode}; its log: {log}"
-            )
         if time.monotonic() > deadline:
             unwell = "; ".join(f"{s.name} is {s.state} {s.message}".strip() for s in state.services)
             raise ServiceError(
                 "platform",
                 f"it is not up in time ({unwell or 'nothing started'})",
                 remedy="Look into the log, or give it more time with CLARA_FLOW_SERVICE_START_TIMEOUT_S.",
-                log_path=str(settings.data_dir / "logs" / "supervisor.log"),
+                log_path=str(supervisor.log_path),
             )
         time.sleep(POLL_S)
+
+
+def _require_same_database(settings: Settings, state: PlatformState) -> None:
+    asked = postgres.public_address(postgres.records_url(settings))
+    if state.database_url != asked:
+        raise ServiceError(
+            "platform",
+            f"it runs on the database {state.database_url}, and this command is set to {asked}",
+            remedy="Use the same CLARA_FLOW_DATABASE_URL, or stop it (`clara-flow down`) and start it anew.",
+        )

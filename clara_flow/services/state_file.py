@@ -1,7 +1,8 @@
 """What the supervisor tells everybody else: which services there are, where, and how they are.
 
 One JSON file, `<data_dir>/platform/state.json`, replaced as a whole, and a lock beside it that the supervisor holds for
-as long as it lives: the lock says whether a supervisor runs, whatever the file says.
+as long as it lives: the lock says whether a supervisor runs, whatever the file says. `down` holds it while it clears
+away what a killed supervisor left, so that nobody starts meanwhile.
 """
 
 from __future__ import annotations
@@ -10,25 +11,31 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from clara_flow.errors import ServiceError, StorageError
+from clara_flow.records.durable import naming_storage_problems
+from clara_flow.records.owner import process_start
 
 VERSION = 1
+POLL_S = 0.05
+LOCK_PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
     """One service as others see it.
 
-    state       starting, running, unhealthy (it does not answer, or is being restarted) or stopped.
+    address     without its password.
+    state       starting, running, unhealthy (it does not answer, or is being started again), stopped, or unknown (it
+                is external, and nobody looks at it).
     since       ISO 8601, UTC: when it got into this state.
     pid         None for a service that somebody else runs (external).
-    started     start of that process (`records.owner.process_start`), so that no stranger is ever signalled.
+    restarts    how often it was started again since the platform is up.
     message     why it is not running, or what happened last.
     """
 
@@ -36,8 +43,8 @@ class ServiceStatus:
     address: str
     state: str = "stopped"
     since: str = ""
+    external: bool = False
     pid: int | None = None
-    started: str = ""
     log_file: str = ""
     restarts: int = 0
     message: str = ""
@@ -45,27 +52,32 @@ class ServiceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformState:
-    """The supervisor and its services. `error` is why it could not start them; facts are what it found out."""
+    """The supervisor and its services.
+
+    pid, started    the supervisor's process and its start (`records.owner.process_start`), so that no stranger with
+                    its process id is ever signalled.
+    database_url    the records' database, without its password.
+    """
 
     pid: int = 0
     started: str = ""
-    host: str = ""
     prefect_api_url: str = ""
     prefect_ui_url: str = ""
     database_url: str = ""
     services: tuple[ServiceStatus, ...] = ()
-    error: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_up(self) -> bool:
         """Whether every service runs."""
         return bool(self.services) and all(service.state == "running" for service in self.services)
 
+    @property
+    def names_a_process(self) -> bool:
+        """Whether the supervisor named here lives."""
+        return bool(self.pid) and process_start(self.pid) == self.started
+
     def with_service(self, status: ServiceStatus) -> PlatformState:
-        """The same with one service replaced, or added at the end."""
-        names = [service.name for service in self.services]
-        if status.name not in names:
-            return replace(self, services=(*self.services, status))
+        """The same with one service replaced."""
         return replace(self, services=tuple(status if s.name == status.name else s for s in self.services))
 
 
@@ -73,30 +85,31 @@ class StateFile:
     """The state of the platform that lives in one data folder."""
 
     def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
         self.folder = data_dir / "platform"
         self.path = self.folder / "state.json"
         self.lock_path = self.folder / "supervisor.lock"
 
     def prepare(self) -> None:
-        """Make the folder and try to write there. Raises StorageError naming folder and reason."""
-        data_dir = self.folder.parent
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.folder.mkdir(exist_ok=True, mode=0o700)
+        """Make the folders and try to write there. Raises StorageError naming folder and reason."""
+        with naming_storage_problems(self.data_dir):
+            self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.folder, self.data_dir / "logs"):
+                folder.mkdir(exist_ok=True, mode=0o700)
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"\0" * 4096)
                 probe.flush()
                 os.fsync(probe.fileno())
-        except OSError as error:
-            raise StorageError(
-                f"the data folder {data_dir} cannot be used: {error.strerror}. "
-                "Free some space or choose another one with --data-dir or CLARA_FLOW_DATA_DIR."
-            ) from None
 
     def read(self) -> PlatformState:
-        """The last state written; an empty one when there is none. Raises ServiceError for a newer version's."""
+        """The last state written; an empty one when there is none.
+
+        Raises ServiceError for a newer version's, StorageError for another user's.
+        """
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
+        except PermissionError:
+            raise self._not_ours() from None
         except (OSError, ValueError):
             return PlatformState()
         version = content.pop("version", VERSION)
@@ -110,31 +123,49 @@ class StateFile:
         return PlatformState(**content, services=services)
 
     def write(self, state: PlatformState) -> None:
-        """Replace the state, so that a reader never sees half of one."""
+        """Replace the state, so that a reader never sees half of one. Raises StorageError."""
         content = {"version": VERSION, **asdict(state)}
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.chmod(0o600)
-        partial.rename(self.path)
+        with naming_storage_problems(self.data_dir):
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.chmod(0o600)
+            partial.rename(self.path)
 
     def is_supervised(self) -> bool:
-        """Whether a supervisor lives: it holds the lock, which no crash can leave held."""
+        """Whether a supervisor lives: it holds the lock, which no crash can leave held. Raises StorageError."""
         try:
-            with self.lock_path.open("r+") as lock:
+            with self.lock_path.open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except PermissionError:
+            raise self._not_ours() from None
+        except OSError:
+            return False
         return False
 
     @contextmanager
-    def supervising(self) -> Iterator[bool]:
-        """Hold the lock during the body; yields False when another supervisor holds it."""
-        with self.lock_path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+    def supervising(self, patience_s: float = LOCK_PATIENCE_S) -> Iterator[bool]:
+        """Hold the lock during the body; yields False, without it, when a supervisor has it.
+
+        A lock that somebody else holds, `down` or a glance at it, is waited for up to `patience_s`.
+        """
+        deadline = time.monotonic() + patience_s
+        with naming_storage_problems(self.data_dir):
+            lock = self.lock_path.open("ab")
+        with lock:
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if self.read().names_a_process or time.monotonic() >= deadline:
+                    yield False
+                    return
+                time.sleep(POLL_S)
             yield True
+
+    def _not_ours(self) -> StorageError:
+        return StorageError(
+            f"the data folder {self.data_dir} belongs to another user. "
+            "Work as that user, or choose another folder with --data-dir or CLARA_FLOW_DATA_DIR."
+        )
