@@ -31,7 +31,8 @@ soak: $(VENV)/.dev system-packages-test ## long fault and flood runs
 	$(PYTHON) -m pytest -m soak --timeout 3600
 
 docs: $(VENV)/.dev ## regenerate the generated reference pages
-	$(PYTHON) -m docs.generate
+	$(PYTHON) -m clara_flow.flows.definition.schema > docs/reference/pipeline-definition.schema.json
+	$(PYTHON) -m clara_flow.settings > docs/reference/clara-flow.toml
 
 lock: $(VENV)/.dev ## resolve all dependencies again (versions and hashes, no index addresses)
 	$(PYTHON) -m pip install --quiet uv
