@@ -11,8 +11,8 @@ import socket
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ClassVar
 
 import docker
@@ -24,6 +24,7 @@ from docker.types import Mount as EngineMount
 from clara_flow.errors import LauncherUnavailable
 from clara_flow.infra.images.catalog import IMAGE_NAMESPACE
 from clara_flow.infra.launchers.base import Attempt, Ending, Launcher
+from clara_flow.infra.launchers.container_usage import Usage
 from clara_flow.infra.launchers.log import OperatorLog
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount
@@ -105,13 +106,14 @@ class DockerAttempt(Attempt):
     def __init__(self, spec: LaunchSpec, launcher: DockerLauncher) -> None:
         super().__init__(spec)
         self.launcher = launcher
-        self.container = ""
+        self.container = ""  # its name: known before the engine answers, so that a lost answer leaves nothing behind
+        self.container_id = ""
         self.output: Any = None
 
     @property
     def identity(self) -> str:
         """Container id."""
-        return self.container
+        return self.container_id
 
     def launch(self) -> None:
         """Pull where the policy says so, create, attach, start."""
@@ -124,19 +126,20 @@ class DockerAttempt(Attempt):
                 operator=self.spec.operator,
             )
         try:
-            if self.spec.pull_policy == "always":
+            if self.spec.pull_policy == "always" and not self._is_bundled:
                 self._pull(api)
             hand_over(self.spec)
             container, host = container_settings(self.spec)
-            container["host_config"] = api.create_host_config(**host)
+            self.container = f"clara-flow-{uuid.uuid4().hex}"
+            container |= {"name": self.container, "host_config": api.create_host_config(**host)}
             try:
                 created = api.create_container(**container)
             except ImageNotFound:
-                if self.spec.pull_policy != "if-not-present":
+                if self.spec.pull_policy != "if-not-present" or self._is_bundled:
                     raise self._no_image("it is not on this machine") from None
                 self._pull(api)
                 created = api.create_container(**container)
-            self.container = created["Id"]
+            self.container_id = created["Id"]
             self.output = api.attach_socket(self.container, {"stdout": 1, "stderr": 1, "stream": 1})
             api.start(self.container)
         except APIError as error:
@@ -171,7 +174,7 @@ class DockerAttempt(Attempt):
 
     def ask_to_stop(self) -> None:
         """The image's stop signal; the engine itself kills after the grace, too, should we be gone by then."""
-        stopper = threading.Thread(target=self._stop, name=f"stop-{self.container[:12]}", daemon=True)
+        stopper = threading.Thread(target=self._stop, name=f"stop-{self.container}", daemon=True)
         stopper.start()
 
     def kill(self) -> None:
@@ -189,16 +192,19 @@ class DockerAttempt(Attempt):
             try:
                 remove_container(self.launcher.api, self.container)
             except (DockerException, *ENGINE_LOST) as error:
-                raise LauncherUnavailable(f"container {self.container[:12]} cannot be removed: {error}") from None
+                raise LauncherUnavailable(f"container {self.container} cannot be removed: {error}") from None
             self.container = ""
 
     def _stop(self) -> None:
         with contextlib.suppress(DockerException, *ENGINE_LOST):  # it has ended, or is killed in a moment
             self.launcher.api.stop(self.container, timeout=math.ceil(self.spec.grace_s))
 
+    @property
+    def _is_bundled(self) -> bool:
+        """Bundled operators' images are built here; no registry has them."""
+        return self.spec.image.startswith(f"{IMAGE_NAMESPACE}/")
+
     def _pull(self, api: docker.APIClient) -> None:
-        if self.spec.image.startswith(f"{IMAGE_NAMESPACE}/"):
-            raise self._no_image("it is not on this machine")
         auth = self.spec.registry_auth
         login = {"username": auth.username, "password": auth.password} if auth else None
         try:
@@ -212,7 +218,7 @@ class DockerAttempt(Attempt):
 
     def _no_image(self, reason: str) -> LauncherUnavailable:
         image = self.spec.image
-        if image.startswith(f"{IMAGE_NAMESPACE}/"):
+        if self._is_bundled:
             name = image.removeprefix(f"{IMAGE_NAMESPACE}/").partition(":")[0]
             remedy = f"Build it: clara-flow operators build {name}"
         elif self.spec.pull_policy == "never":
@@ -225,56 +231,6 @@ class DockerAttempt(Attempt):
             image=image,
             pull_policy=self.spec.pull_policy,
         )
-
-
-class Usage:
-    """Memory and CPU of a container, read from its control group while it lives: the engine keeps no peak.
-
-    A container that ends before the first look, or that lives on another machine, has no figures.
-    """
-
-    def __init__(self, api: docker.APIClient, container: str) -> None:
-        self.peak_memory_bytes: int | None = None
-        self.cpu_s: float | None = None
-        self._api = api
-        self._container = container
-        self._groups: dict[str, Path] | None = None
-
-    def look(self) -> None:
-        """Take the present figures."""
-        if self._groups is None:
-            pid = self._api.inspect_container(self._container)["State"]["Pid"]
-            self._groups = control_groups(pid)
-        with contextlib.suppress(OSError, KeyError):  # it has just ended
-            if "memory" not in self._groups:  # version 2
-                memory = key_values(self._groups[""] / "memory.stat")
-                used_bytes = memory["anon"] + memory["shmem"]
-                cpu_s = key_values(self._groups[""] / "cpu.stat")["usage_usec"] / 1e6
-            else:
-                memory = key_values(self._groups["memory"] / "memory.stat")
-                used_bytes = memory["total_rss"] + memory["total_shmem"]
-                cpu_s = int((self._groups["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
-            self.peak_memory_bytes = max(self.peak_memory_bytes or 0, used_bytes)
-            self.cpu_s = cpu_s
-
-
-def control_groups(pid: int) -> dict[str, Path]:
-    """Control group folders of a process by controller; version 2 has one under ""; {} when the process is gone."""
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines() if pid else []
-    except OSError:
-        return {}
-    groups = {}
-    for names, path in (line.split(":", 2)[1:] for line in lines):
-        for controller in names.split(","):
-            groups[controller] = root / names / path.lstrip("/")
-    return groups
-
-
-def key_values(path: Path) -> dict[str, int]:
-    """A file of lines `key number`."""
-    return {key: int(value) for key, value in (line.split() for line in path.read_text().splitlines())}
 
 
 def frames(output: Any, *, look: Callable[[], None]) -> Iterator[bytes]:

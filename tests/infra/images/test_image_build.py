@@ -40,13 +40,16 @@ class TestBuild:
         with contextlib.closing(docker.APIClient(base_url=docker_engine)) as client:
             yield client
 
-    async def run(self, base_url: str, reference: str, folder: Path, *command: str) -> list[str]:
+    async def run(
+        self, base_url: str, reference: str, folder: Path, *command: str, pull_policy: str = "never"
+    ) -> list[str]:
         lines: list[str] = []
         spec = LaunchSpec(
             operator="registrar",
             job_id=str(uuid.uuid4()),
             image=reference,
             command=command,
+            pull_policy=pull_policy,
             log_path=folder / "log",
         )
         await DockerLauncher(base_url).run(spec, stop=asyncio.Event(), on_line=lines.append)
@@ -56,6 +59,12 @@ class TestBuild:
         self, docker_engine: str, operator_images: dict[str, str], tmp_path: Path
     ) -> None:
         lines = await self.run(docker_engine, operator_images[NAME], tmp_path, "--help")
+        assert lines[0].startswith("usage:")
+
+    async def test_bundled_image_is_never_pulled(
+        self, docker_engine: str, operator_images: dict[str, str], tmp_path: Path
+    ) -> None:
+        lines = await self.run(docker_engine, operator_images[NAME], tmp_path, "--help", pull_policy="always")
         assert lines[0].startswith("usage:")
 
     def test_images_are_named_and_unprivileged(self, api: docker.APIClient, operator_images: dict[str, str]) -> None:
