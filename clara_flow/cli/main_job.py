@@ -80,7 +80,12 @@ def _run(
     from clara_flow.records.database import connect
     from clara_flow.records.state_machine import JobStatus
 
-    house = House(settings=settings, engine=connect(platform.database_url), catalog=bundled())
+    house = House(
+        settings=settings,
+        engine=connect(platform.database_url),
+        prefect_api_url=platform.prefect_api_url,
+        catalog=bundled(),
+    )
     job = _create(house, console, order, compiled)
     models = _model_progress(console)
     with LiveTable(

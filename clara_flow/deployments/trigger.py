@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from clara_flow.deployments.pipelines import read_definition
 from clara_flow.errors import InputError, ResourcesNeverFit, SettingsError
-from clara_flow.flows.compiler import Defaults, compile_pipeline
+from clara_flow.flows.compiler import Defaults, compile_pipeline, to_yaml
 from clara_flow.flows.definition.problem import Severity
 from clara_flow.infra.capacity import Capacity
 from clara_flow.infra.images.catalog import Catalog
@@ -56,7 +56,7 @@ class House:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A definition that can become jobs: its text, where it came from, its plan, and what its author should look at."""
+    """A definition that can become jobs: its resolved text, where it came from, its plan, its warnings."""
 
     text: str
     source: str
@@ -72,7 +72,8 @@ def compile_definition(settings: Settings, path: Path, arguments: Mapping[str, s
     result = compile_pipeline(content, source=path.name, arguments=arguments, root=path.parent, defaults=defaults)
     plan = result.require_plan()
     warnings = tuple(str(problem) for problem in result.of(Severity.WARNING))
-    return Compiled(text=content.decode(), source=path.name, plan=plan, arguments=arguments, warnings=warnings)
+    resolved = to_yaml(result.definition)  # one text: imports put in, parameters substituted
+    return Compiled(text=resolved, source=path.name, plan=plan, arguments=arguments, warnings=warnings)
 
 
 def create_job(

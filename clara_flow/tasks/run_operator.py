@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from clara_flow.errors import ClaraFlowError, OperatorCancelled, OperatorError, OperatorLost
 from clara_flow.infra.capacity import Grant
 from clara_flow.infra.launchers.spec import ExitReport, LaunchSpec, ResourceRequest
-from clara_flow.plan import PlanOperator, expand_command
+from clara_flow.plan import PlanOperator, expand_command, substitute_builtins
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import OperatorEvent
 from clara_flow.tasks import task_states
@@ -156,11 +156,10 @@ class Step:
             models={model.name: job.models[model.name] for model in operator.models},
         )
         io = prepare_io(operator, folders, job.identity, job.launcher.path_inside)
-        resolved = job.catalog.resolve(
-            operator.container.reference,
-            expand_command(operator.container.command, io.environment),
-            job.launcher.runtime,
-        )
+        builtins = job.identity.builtins(self.name)
+        command = tuple(substitute_builtins(word, builtins) for word in operator.container.command)
+        command = expand_command(command, io.environment)
+        resolved = job.catalog.resolve(operator.container.reference, command, job.launcher.runtime)
         timeouts = [limit for limit in (operator.timeout_s, job.seconds_left()) if limit is not None]
         spec = LaunchSpec(
             operator=self.name,

@@ -205,9 +205,13 @@ def test_an_operator_that_must_wait_says_so(house: House, submit: Submit, tmp_pa
 
 
 def test_a_gang_holds_everything_before_its_first_operator(house: House, submit: Submit) -> None:
-    outcome = LocalRunner(house, submit(*diamond(), scheduling="gang")).run()
+    chain = [scripted("first"), scripted("second", "first")][: house.capacity.cpu]
+    news: list[OperatorNews] = []
+    outcome = LocalRunner(house, submit(*chain, scheduling="gang"), observer=news.append).run()
     outcome.raise_for_status()
-    assert all(not row.waited_s or row.waited_s < 1 for row in outcome.operators)
+    assert "WaitingForResources" not in [item.state for item in news]
+    with pytest.raises(ResourcesNeverFit, match="the whole job"):
+        submit(*[scripted(f"op-{n}") for n in range(house.capacity.cpu + 1)], scheduling="gang")
 
 
 def test_what_can_never_run_is_refused_before_anything_exists(house: House, submit: Submit) -> None:

@@ -25,7 +25,7 @@ def scripted(name: str, *upstreams: str, script: str = "copy", **keys: Any) -> d
         "name": name,
         "container": {"image": "test/scripted"},
         "variables": {"SCRIPT": script, "PYTHONPATH": str(TINY)},
-        "requests": {"cpu": 0, "memory": 128},
+        "requests": {"cpu": 1, "memory": 128},
         "input": inputs,
         "output": [{"path": "/out"}],
     } | keys

@@ -26,6 +26,7 @@ from clara_flow.errors import (
 )
 from clara_flow.infra.launchers.log import OperatorLog
 from clara_flow.infra.launchers.spec import ExitReport, LaunchSpec, Mount, RequiredOutput
+from clara_flow.settings import Runtime
 
 KILL_WAIT_S = 30.0  # a killed operator that is not gone by then (a hung disk, a hung engine) is given up as lost
 
@@ -88,7 +89,7 @@ class Attempt(ABC):
 class Launcher(ABC):
     """Runs operators on one runtime."""
 
-    runtime: ClassVar[str]
+    runtime: ClassVar[Runtime]
 
     async def run(self, spec: LaunchSpec, *, stop: asyncio.Event, on_line: Callable[[str], None]) -> ExitReport:
         """Run one attempt of an operator.

@@ -28,6 +28,7 @@ from clara_flow.infra.launchers.container_usage import Usage
 from clara_flow.infra.launchers.log import OperatorLog
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount
+from clara_flow.settings import Runtime
 
 JOB_LABEL = "clara-flow.job"
 OWNER_LABEL = "clara-flow.owner"
@@ -53,7 +54,7 @@ class DockerLauncher(Launcher):
     base_url        the engine, unix:///...; unset: DOCKER_HOST, or the default socket.
     """
 
-    runtime: ClassVar[str] = "docker"
+    runtime: ClassVar[Runtime] = "docker"
 
     def __init__(self, base_url: str | None = None) -> None:
         self.base_url = base_url

@@ -24,6 +24,7 @@ from clara_flow.infra.launchers.base import Attempt, Ending, Launcher
 from clara_flow.infra.launchers.log import OperatorLog
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount
+from clara_flow.settings import Runtime
 
 MARK = "CLARA_FLOW_ATTEMPT"
 WATCH_EVERY_S = 0.05
@@ -58,7 +59,7 @@ class ProcessLauncher(Launcher):
     landlock_abi    version of Landlock to use; unset: the kernel's.
     """
 
-    runtime: ClassVar[str] = "process"
+    runtime: ClassVar[Runtime] = "process"
 
     def __init__(self, state_dir: Path, *, landlock_abi: int | None = None) -> None:
         self.state_dir = state_dir

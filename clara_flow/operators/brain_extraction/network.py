@@ -21,6 +21,7 @@ def load_network(path: Path, *, threads: int) -> Network:
     """
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()  # nothing leaves a hospital unasked
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from clara_flow.operators.imaging.volume import Volume
 from clara_flow.operators.imaging.volume_files import VolumeFileError, read_volume
@@ -94,7 +94,7 @@ def make_study(head: Volume, output: Path, *, name: str, orientation: str) -> li
 
 
 def _instance(
-    volume: Volume, image: np.ndarray, number: int, *, name: str, uids: dict[str, str], series: str, instance: str
+    volume: Volume, image: np.ndarray, number: int, *, name: str, uids: dict[str, UID], series: UID, instance: UID
 ) -> Dataset:
     """One slice as MR Image Storage. `image` (rows, columns) uint16."""
     rows, columns = image.shape
