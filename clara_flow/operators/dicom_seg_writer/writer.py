@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -196,7 +197,7 @@ def _segmentation(
 
 
 def _stand_ins(stack: Stack, frames: Sequence[SourceFrame], series_uid: str, header: Dataset) -> list[Dataset]:
-    """A single-frame header for each frame; UID `2.25.<n>` is frame n - 1. The first carries patient and study."""
+    """A single-frame header for each frame, numbered from 1. The first carries patient and study."""
     stand_ins = []
     spacing_mm = stack.spacing_mm
     thickness_mm = frames[0].thickness_mm or spacing_mm or min(frames[0].pixel_spacing_mm)
@@ -204,7 +205,7 @@ def _stand_ins(stack: Stack, frames: Sequence[SourceFrame], series_uid: str, hea
     for number, frame in enumerate(frames, start=1):
         stand_in = _patient_and_study(header) if number == 1 else Dataset()
         stand_in.SOPClassUID = MRImageStorage
-        stand_in.SOPInstanceUID = f"2.25.{number}"
+        stand_in.SOPInstanceUID = _stand_in_uid(number)
         stand_in.StudyInstanceUID = header.StudyInstanceUID
         stand_in.SeriesInstanceUID = series_uid
         stand_in.FrameOfReferenceUID = frame_of_reference
@@ -225,6 +226,10 @@ def _stand_ins(stack: Stack, frames: Sequence[SourceFrame], series_uid: str, hea
     return stand_ins
 
 
+def _stand_in_uid(number: int) -> str:
+    return f"2.25.{number}"
+
+
 def _patient_and_study(header: Dataset) -> Dataset:
     """What the source says about patient and study; values that DICOM does not allow are left out.
 
@@ -241,7 +246,7 @@ def _patient_and_study(header: Dataset) -> Dataset:
         except (ValueError, TypeError, NotImplementedError):
             continue
         if element.VR != "SQ":
-            copy.add(element)
+            copy.add(deepcopy(element))  # a data set that shares elements with another changes both
     for keyword in _TYPE_2:
         if keyword not in copy:
             setattr(copy, keyword, "")
@@ -286,13 +291,13 @@ def _set_series(seg: Dataset, source: Source, study: Study) -> None:
 
 def _set_references(seg: Dataset, frames: Sequence[SourceFrame]) -> None:
     """Point every reference at the real instance, and frame, instead of at its stand-in."""
+    by_stand_in = {_stand_in_uid(number): frame for number, frame in enumerate(frames, start=1)}
     for group in seg.PerFrameFunctionalGroupsSequence:
-        for derivation in group.DerivationImageSequence:
-            for item in derivation.SourceImageSequence:
-                frame = frames[int(item.ReferencedSOPInstanceUID.rpartition(".")[2]) - 1]
-                _refer(item, frame.header)
-                if frame.number is not None:
-                    item.ReferencedFrameNumber = frame.number
+        item = group.DerivationImageSequence[0].SourceImageSequence[0]  # one object for all segments of a frame
+        if frame := by_stand_in.get(item.ReferencedSOPInstanceUID):
+            _refer(item, frame.header)
+            if frame.number is not None:
+                item.ReferencedFrameNumber = frame.number
     instances = {str(frame.header.SOPInstanceUID): frame.header for frame in frames}
     seg.SourceImageSequence = [_refer(Dataset(), header) for header in instances.values()]
     seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [

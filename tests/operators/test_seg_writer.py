@@ -1,0 +1,733 @@
+"""The SEG writer: what it writes covers the mask's voxels in the patient, passes dciodvfy, and refers to its source."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
+from scipy.spatial.transform import Rotation
+
+from clara_flow.operators.dicom_seg_writer.matching import NoSource, read_hints
+from clara_flow.operators.dicom_seg_writer.source import read_study
+from clara_flow.operators.dicom_seg_writer.writer import MaskUnusable, SegOptions, write_seg
+from clara_flow.operators.imaging import Volume, write_volume
+
+DCIODVFY = shutil.which("dciodvfy")
+NOON = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
+OPTIONS = SegOptions(names=("Brain", "Tumor"), algorithm_name="net", algorithm_version="1", job="job-1", created=NOON)
+# columns: the directions in which slice, row and column index grow
+ACQUISITIONS = {
+    "axial": [[0, 0, 1], [0, 1, 0], [1, 0, 0]],
+    "sagittal": [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
+    "coronal": [[0, -1, 0], [0, 0, -1], [1, 0, 0]],
+}
+CODES = [
+    "".join(letters) for axes in itertools.permutations(("LR", "AP", "SI")) for letters in itertools.product(*axes)
+]
+
+
+def grid(acquisition="axial", *, shape=(7, 9, 8), spacing=(3.0, 0.9, 1.1), turn=(0, 0, 0), origin=(-31.5, 12.25, 80)):
+    """An empty volume, slices as acquired, first slice first along the normal."""
+    direction = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ np.array(ACQUISITIONS[acquisition]).T
+    affine = np.eye(4)
+    affine[:3, :3] = direction * spacing
+    affine[:3, 3] = origin
+    return Volume(np.zeros(shape, np.uint8), affine)
+
+
+def blobs(volume, labels=(1,), seed=0):
+    """Random voxels of each label, on some slices."""
+    rng = np.random.default_rng(seed)
+    array = rng.choice([0, 0, *labels], size=volume.shape).astype(np.uint8)
+    array[rng.random(volume.shape[0]) < 0.3] = 0
+    array[volume.shape[0] // 2, 2, 3 : 3 + len(labels)] = labels
+    return volume.with_array(array)
+
+
+def instance(uid, sop_class=MRImageStorage, modality="MR"):
+    """A header that an acquisition device might have written, without place and pixels."""
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.SOPClassUID = sop_class
+    header.SOPInstanceUID = generate_uid(entropy_srcs=[uid, "instance"])
+    header.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
+    header.SeriesInstanceUID = uid
+    header.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame of reference"])
+    header.PositionReferenceIndicator = "NA"
+    header.Modality = modality
+    header.PatientName, header.PatientID = "Doe^Jane", "P-17"
+    header.PatientBirthDate, header.PatientSex = "19700101", "F"
+    header.StudyDate, header.StudyTime, header.StudyID = "20300101", "101500", "4711"
+    header.AccessionNumber, header.ReferringPhysicianName = "ACC-1", "House^G"
+    header.StudyDescription, header.SeriesDescription, header.SeriesNumber = "Head", "T1 mprage", 3
+    header.Manufacturer, header.InstanceNumber = "Scanner Works", 1
+    return header
+
+
+def put_pixels(header, array):
+    header.Rows, header.Columns = array.shape[-2:]
+    header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation = 1, "MONOCHROME2", 0
+    header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+    header.PixelData = np.ascontiguousarray(array, np.uint16).tobytes()
+
+
+def ds(values):
+    return [format_number_as_ds(float(value) + 0.0) for value in values]
+
+
+def write_series(folder, volume, uid, *, order=None, change=None, **kwargs):
+    """A single-frame series; file names, instance numbers and file order follow `order`. Returns its UID."""
+    folder.mkdir(parents=True, exist_ok=True)
+    order = list(order if order is not None else range(volume.shape[0]))
+    for place, index in enumerate(order, start=1):
+        header = instance(uid, **kwargs)
+        header.SOPInstanceUID = generate_uid(entropy_srcs=[uid, str(index), str(volume.affine_lps)])
+        header.InstanceNumber = place
+        header.ImagePositionPatient = ds(volume.position_mm([index, 0, 0]))
+        header.ImageOrientationPatient = ds([*volume.direction[:, 2], *volume.direction[:, 1]])
+        header.PixelSpacing = ds(volume.spacing_mm[1:])
+        header.SliceThickness = f"{volume.spacing_mm[0]:.6g}"
+        put_pixels(header, volume.array[index])
+        if change:
+            change(header, index)
+        header.save_as(folder / f"{uid[-6:]}-{place:03d}.dcm", enforce_file_format=True)
+    return uid
+
+
+def write_enhanced(folder, volume, uid, *, copies=1):
+    """One multi-frame instance with all slices, `copies` times (as several echoes do)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = instance(uid, sop_class=EnhancedMRImageStorage)
+    put_pixels(header, np.concatenate([volume.array] * copies))
+    header.NumberOfFrames = volume.shape[0] * copies
+    shared, measures, axes = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = ds(volume.spacing_mm[1:]), f"{volume.spacing_mm[0]:.6g}"
+    axes.ImageOrientationPatient = ds([*volume.direction[:, 2], *volume.direction[:, 1]])
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [axes]
+    header.SharedFunctionalGroupsSequence = [shared]
+    header.PerFrameFunctionalGroupsSequence = []
+    for _, index in itertools.product(range(copies), range(volume.shape[0])):
+        place, group = Dataset(), Dataset()
+        place.ImagePositionPatient = ds(volume.position_mm([index, 0, 0]))
+        group.PlanePositionSequence = [place]
+        header.PerFrameFunctionalGroupsSequence.append(group)
+    header.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+    return uid
+
+
+def series_uid(number=1):
+    return generate_uid(entropy_srcs=["series", str(number)])
+
+
+def written(tmp_path, mask, name, *, options=OPTIONS, study="study", **kwargs):
+    """Writes the mask as `name` and its segmentation; returns the facts and the object as read back."""
+    masks = tmp_path / "masks"
+    masks.mkdir(exist_ok=True)
+    write_volume(masks / name, mask)
+    found = read_study(path for path in (tmp_path / study).rglob("*") if path.is_file())
+    facts = write_seg(masks / name, found, tmp_path / "seg.dcm", hints=read_hints([masks]), options=options, **kwargs)
+    return facts, hd.seg.segread(tmp_path / "seg.dcm")
+
+
+def voxels_of(seg, mask):
+    """The object's segments put back on the mask's grid by patient coordinates: label numbers as segments are counted.
+
+    Fails where a pixel is nowhere near the centre of a voxel.
+    """
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    row_mm, column_mm = (float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing)
+    back = np.zeros(mask.shape, np.uint16)
+    for group, frame in zip(
+        seg.PerFrameFunctionalGroupsSequence, seg.pixel_array.reshape(-1, seg.Rows, seg.Columns), strict=True
+    ):
+        rows, columns = np.nonzero(frame)
+        origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        places = origin + np.outer(columns * column_mm, orientation[:3]) + np.outer(rows * row_mm, orientation[3:])
+        index = mask.index_at(places)
+        nearest = np.rint(index).astype(int)
+        assert np.abs(index - nearest).max() < 0.02
+        identification = group.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
+        assert not back[tuple(nearest.T)].any()
+        back[tuple(nearest.T)] = identification[0].ReferencedSegmentNumber
+    return back
+
+
+def assert_valid(path):
+    """No error by dciodvfy, where it is installed."""
+    if DCIODVFY is None:
+        return
+    done = subprocess.run([DCIODVFY, str(path)], capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == []
+
+
+def assert_refers_to_source(seg, study):
+    """Every frame refers to the source instance at its own place."""
+    places = {}
+    for path in study.rglob("*.dcm"):
+        header = pydicom.dcmread(path)
+        if "PerFrameFunctionalGroupsSequence" in header:
+            for number, group in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
+                places[header.SOPInstanceUID, number] = group.PlanePositionSequence[0].ImagePositionPatient
+        else:
+            places[header.SOPInstanceUID, None] = header.ImagePositionPatient
+    listed = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    used = set()
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        item = group.DerivationImageSequence[0].SourceImageSequence[0]
+        key = item.ReferencedSOPInstanceUID, item.get("ReferencedFrameNumber")
+        assert np.allclose(places[key], group.PlanePositionSequence[0].ImagePositionPatient, atol=1e-3)
+        used.add(item.ReferencedSOPInstanceUID)
+    assert used == listed
+
+
+# ---------------------------------------------------------------- geometry
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    acquisition=st.sampled_from(sorted(ACQUISITIONS)),
+    turn=st.tuples(*[st.one_of(st.just(0.0), st.floats(-40, 40))] * 3),
+    spacing=st.tuples(st.floats(0.6, 6), st.floats(0.3, 2), st.floats(0.3, 2)),
+    stored_as=st.sampled_from(CODES),
+    seed=st.integers(0, 2**16),
+    suffix=st.sampled_from([".mhd", ".nii.gz", ".nii"]),
+)
+def test_the_object_covers_exactly_the_masks_voxels(tmp_path, acquisition, turn, spacing, stored_as, seed, suffix):
+    shutil.rmtree(tmp_path / "study", ignore_errors=True)
+    volume = grid(acquisition, spacing=spacing, turn=turn)
+    order = np.random.default_rng(seed).permutation(volume.shape[0]).tolist()
+    uid = write_series(tmp_path / "study", volume, series_uid(), order=order)
+    mask = blobs(volume, labels=(1, 2), seed=seed)
+    facts, seg = written(tmp_path, mask.reoriented(stored_as), f"{uid}{suffix}")
+    assert not facts.resampled
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+    assert seg.FrameOfReferenceUID == generate_uid(entropy_srcs=["frame of reference"])
+    assert_refers_to_source(seg, tmp_path / "study")
+    assert_valid(facts.path)
+
+
+@pytest.mark.parametrize("acquisition", sorted(ACQUISITIONS))
+def test_a_series_stored_in_reverse_order_is_covered_just_so(tmp_path, acquisition):
+    volume = grid(acquisition, turn=(5, -10, 15))
+    uid = write_series(tmp_path / "study", volume, series_uid(), order=reversed(range(volume.shape[0])))
+    mask = blobs(volume)
+    facts, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+    assert not facts.resampled
+
+
+def test_highdicom_reads_the_same_volume(tmp_path):
+    volume = grid("sagittal", turn=(3, 4, 5))
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = blobs(volume, labels=(1, 2))
+    _, seg = written(tmp_path, mask, f"{uid}.mhd")
+    read = seg.get_volume(combine_segments=True)
+    index = np.argwhere(read.array)
+    places = index @ read.affine[:3, :3].T + read.affine[:3, 3]
+    nearest = np.rint(mask.index_at(places)).astype(int)
+    back = np.zeros(mask.shape, np.uint8)
+    back[tuple(nearest.T)] = read.array[tuple(index.T)]
+    assert np.array_equal(back, mask.array)
+
+
+@pytest.mark.parametrize("copies", [1, 2], ids=["one stack", "two echoes"])
+@pytest.mark.parametrize("acquisition", sorted(ACQUISITIONS))
+def test_enhanced_multi_frame_source(tmp_path, acquisition, copies):
+    volume = grid(acquisition, turn=(8, 0, -4))
+    uid = write_enhanced(tmp_path / "study", volume, series_uid(), copies=copies)
+    mask = blobs(volume)
+    facts, seg = written(tmp_path, mask.reoriented("LAS"), f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+    assert_refers_to_source(seg, tmp_path / "study")
+    assert_valid(facts.path)
+    assert len(seg.SourceImageSequence) == 1
+
+
+def test_gantry_tilt_is_covered_by_resampling(tmp_path):
+    upright = grid(shape=(12, 30, 30), spacing=(2, 1, 1))
+    tilted = upright.affine_lps.copy()
+    tilted[:3, 0] = (0, 0.5, 2)
+    volume = Volume(upright.array, tilted)
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = upright.with_array(upright.array.copy())
+    mask.array[3:8, 12:20, 10:20] = 1
+    facts, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert facts.resampled
+    assert facts.millilitres["Brain"] == pytest.approx(5 * 8 * 10 * 2 / 1000, rel=0.1)
+    assert_valid(facts.path)
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        _, y, z = group.PlanePositionSequence[0].ImagePositionPatient
+        assert y - 12.25 == pytest.approx((z - 80) / 4, abs=1e-6)
+
+
+def test_a_mask_on_another_grid_is_resampled_and_says_so(tmp_path):
+    volume = grid(shape=(12, 40, 40), spacing=(3, 1, 1))
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    fine = volume.affine_lps.copy()
+    fine[:3, :3] = fine[:3, :3] @ np.diag([1 / 3, 1.7, 1.7])
+    mask = Volume(np.zeros((34, 23, 23), np.uint8), fine)
+    mask.array[8:26, 6:16, 5:15] = 1
+    facts, seg = written(tmp_path, mask, f"{uid}.nii.gz")
+    assert facts.resampled
+    assert seg.ContentDescription == "resampled to the source's slices"
+    assert facts.millilitres["Brain"] == pytest.approx(18 * 10 * 10 * 1.7**2 / 1000, rel=0.12)
+    assert_valid(facts.path)
+
+
+def test_a_cropped_mask_stays_in_its_place(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = blobs(volume)
+    mask.array[[0, 1, 6]] = 0
+    mask.array[:, :2] = 0
+    cropped_affine = mask.affine_lps.copy()
+    cropped_affine[:3, 3] = mask.position_mm([2, 2, 0])
+    facts, seg = written(tmp_path, Volume(mask.array[2:6, 2:].copy(), cropped_affine), f"{uid}.mhd")
+    assert not facts.resampled
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+
+
+def test_a_single_slice(tmp_path):
+    volume = grid(shape=(1, 9, 8))
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = blobs(volume)
+    mask.array[0, 2, 3] = 1
+    facts, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+    assert_valid(facts.path)
+
+
+def test_a_localizer_in_the_same_series_is_left_alone(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    write_series(tmp_path / "study" / "localizer", grid("sagittal", shape=(1, 9, 8)), uid, order=[0])
+    mask = blobs(volume)
+    _, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+
+
+# ---------------------------------------------------------------- segments
+
+
+def test_one_segment_for_each_label_there_is(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = blobs(volume, labels=(2, 7))
+    facts, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["Tumor", "Segment 7"]
+    assert [item.SegmentNumber for item in seg.SegmentSequence] == [1, 2]
+    expected = np.select([mask.array == 2, mask.array == 7], [1, 2])
+    assert np.array_equal(voxels_of(seg, mask), expected)
+    voxel_ml = 3.0 * 0.9 * 1.1 / 1000
+    assert facts.millilitres == pytest.approx(
+        {"Tumor": (mask.array == 2).sum() * voxel_ml, "Segment 7": (mask.array == 7).sum() * voxel_ml}, abs=1e-3
+    )
+    assert_valid(facts.path)
+
+
+def test_empty_frames_are_left_out(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = volume.with_array(volume.array.copy())
+    mask.array[2, 1, 1] = mask.array[5, 1, 1] = 1
+    facts, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert facts.frames == seg.NumberOfFrames == 2
+    assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 2
+
+
+def test_an_empty_mask_fails_and_names_the_remedy(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    with pytest.raises(MaskUnusable, match=r"nothing was segmented.*NVIDIA_SEG_ALLOW_EMPTY=true"):
+        written(tmp_path, volume, f"{uid}.mhd")
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_empty_mask_is_a_finding_where_that_is_allowed(tmp_path, named):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    options = SegOptions(names=("Lesion",), allow_empty=True, job="j", created=NOON)
+    facts, seg = written(tmp_path, volume, f"{uid if named else 'mask'}.mhd", options=options)
+    assert facts.frames == volume.shape[0]
+    assert facts.millilitres == {"Lesion": 0}
+    assert not seg.pixel_array.any()
+    assert_valid(facts.path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32(0.5), "fractions.*Threshold"),
+        (np.int16(-5), "outside 0..65535"),
+        (np.float32(np.nan), "fractions"),
+    ],
+)
+def test_what_is_no_mask_is_refused(tmp_path, values, message):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    with pytest.raises(MaskUnusable, match=message):
+        written(tmp_path, volume.with_array(np.full(volume.shape, values)), f"{uid}.mhd")
+
+
+def test_a_float_mask_with_whole_numbers_is_taken(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    mask = blobs(volume)
+    _, seg = written(tmp_path, mask.with_array(mask.array.astype(np.float32)), f"{uid}.nii.gz")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+
+
+# ---------------------------------------------------------------- which series
+
+
+def two_series(tmp_path, *, shift=0.0):
+    """Two series on the same grid, or on shifted ones; returns grid and UIDs."""
+    volume = grid()
+    other = Volume(volume.array, np.array(volume.affine_lps) + np.array([[0, 0, 0, shift]] * 3 + [[0] * 4]))
+    return volume, [
+        write_series(tmp_path / "study" / str(number), which, series_uid(number))
+        for number, which in enumerate([volume, other], start=1)
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["{}.mhd", "{}-2.mhd", "{}_seg.nii.gz", "{}.nii"])
+def test_the_file_name_names_the_series(tmp_path, pattern):
+    volume, uids = two_series(tmp_path)
+    facts, seg = written(tmp_path, blobs(volume), pattern.format(uids[1]))
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uids[1]
+    assert facts.found_by == "file name"
+
+
+def test_a_longer_uid_is_not_taken_for_a_shorter_one(tmp_path):
+    volume = grid()
+    short, long = "1.2.3.4.5", "1.2.3.4.5.6"
+    for uid in (short, long):
+        write_series(tmp_path / "study" / uid, volume, uid)
+    _, seg = written(tmp_path, blobs(volume), f"{long}.mhd")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == long
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [
+        ("selected-images.json", lambda uid: {"version": 1, "selected": [{"series": uid, "images": ["brain.mhd"]}]}),
+        ("selected-images.json", lambda uid: {"selected": [{"series": uid, "images": ["other.nii.gz"]}]}),
+        ("selected-images.json", lambda uid: {uid: "brain.nii.gz"}),
+        ("selected-images.json", lambda uid: {uid: ["a.mhd", "brain.mhd"]}),
+        ("series-images.json", lambda uid: {"version": 1, "images": [{"series": uid, "files": ["brain.nii.gz"]}]}),
+    ],
+)
+def test_a_hint_file_names_the_series(tmp_path, file, hint):
+    volume, uids = two_series(tmp_path)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / file).write_text(json.dumps(hint(uids[1])))
+    facts, seg = written(tmp_path, blobs(volume), "brain.mhd")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uids[1]
+    assert facts.found_by == "hint file"
+
+
+@pytest.mark.parametrize("text", ["", "[1, {", '{"selected": [{"series": "9.9.9.9", "images": ["brain.mhd"]}]}', "3"])
+def test_a_hint_file_that_says_nothing_useful_is_passed_over(tmp_path, text):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "selected-images.json").write_text(text)
+    facts, seg = written(tmp_path, blobs(volume), "brain.mhd")
+    assert (seg.ReferencedSeriesSequence[0].SeriesInstanceUID, facts.found_by) == (uid, "geometry")
+
+
+def test_without_a_name_the_series_on_the_masks_grid_is_the_source(tmp_path):
+    volume, uids = two_series(tmp_path, shift=0.5)
+    facts, seg = written(tmp_path, blobs(volume), "brain.mhd")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uids[0]
+    assert facts.found_by == "geometry"
+
+
+def test_two_series_on_the_masks_grid_are_not_guessed_between(tmp_path):
+    volume, _ = two_series(tmp_path)
+    with pytest.raises(NoSource, match="2 series of the originals have slices where the mask lies"):
+        written(tmp_path, blobs(volume), "brain.mhd")
+
+
+def test_the_wrong_study_is_refused(tmp_path):
+    volume = grid()
+    far = Volume(volume.array, np.array(volume.affine_lps) + np.array([[0, 0, 0, 500.0]] * 3 + [[0] * 4]))
+    uid = write_series(tmp_path / "study", far, series_uid())
+    with pytest.raises(NoSource, match="none of the 1 series of the originals matches the mask"):
+        written(tmp_path, blobs(volume), "brain.mhd")
+    with pytest.raises(NoSource, match=r"100\.0% of the mask lies where its series has no slice"):
+        written(tmp_path, blobs(volume), f"{uid}.mhd")
+
+
+def test_a_study_without_images_is_refused(tmp_path):
+    (tmp_path / "study").mkdir()
+    with pytest.raises(NoSource, match="no image with a place in the patient"):
+        written(tmp_path, blobs(grid()), "brain.mhd")
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated in its header", "not DICOM"])
+def test_a_slice_that_is_missing_under_the_mask_is_an_error(tmp_path, fault):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    victim = sorted((tmp_path / "study").iterdir())[3]
+    if fault == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[:400] if fault.startswith("truncated") else b"nothing")
+    mask = volume.with_array(volume.array.copy())
+    mask.array[2:5, 2:6, 2:6] = 1
+    with pytest.raises(NoSource, match=r"33\.3% of the mask lies where its series has no slice.*missing or truncated"):
+        written(tmp_path, mask, f"{uid}.mhd")
+
+
+def test_a_slice_that_is_truncated_in_its_pixels_still_has_a_place(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    victim = sorted((tmp_path / "study").iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:-50])
+    mask = blobs(volume)
+    _, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+
+
+# ---------------------------------------------------------------- attributes
+
+
+def test_patient_study_and_series_attributes(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid(), sop_class=CTImageStorage, modality="CT")
+    facts, seg = written(tmp_path, blobs(volume), f"{uid}.mhd")
+    source = instance(uid)
+    for keyword in (
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyInstanceUID",
+        "StudyDate",
+        "StudyTime",
+        "StudyID",
+        "StudyDescription",
+        "AccessionNumber",
+        "ReferringPhysicianName",
+        "FrameOfReferenceUID",
+        "PositionReferenceIndicator",
+    ):
+        assert seg[keyword].value == source[keyword].value, keyword
+    assert seg.Modality == "SEG"
+    assert seg.SeriesDescription == "T1 mprage - AI"
+    assert seg.SeriesNumber == 1003
+    assert seg.SeriesInstanceUID != uid
+    assert seg.Manufacturer == "clara-flow"
+    assert seg.SourceImageSequence[0].ReferencedSOPClassUID == CTImageStorage
+    assert_valid(facts.path)
+
+
+def without(*keywords):
+    def change(header, index):
+        for keyword in keywords:
+            delattr(header, keyword)
+
+    return change
+
+
+def with_values(**values):
+    def change(header, index):
+        for keyword, value in values.items():
+            setattr(header, keyword, value)
+
+    return change
+
+
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of the bad values that this test writes
+@pytest.mark.parametrize(
+    "change",
+    [
+        without("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+        without("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+        without("FrameOfReferenceUID", "PositionReferenceIndicator"),
+        without("SeriesNumber", "SeriesDescription", "InstanceNumber", "Manufacturer"),
+        without("SliceThickness"),
+        with_values(StudyID="", PatientID="", SeriesNumber=None, SeriesDescription=""),
+        with_values(PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 100"),
+        with_values(PatientName="Yamada^Tarou=山田^太郎", SpecificCharacterSet=["", "ISO 2022 IR 87"]),
+        with_values(PatientName="Wang^XiaoDong=王^小东", SpecificCharacterSet="GB18030"),
+        with_values(PatientName="Иванов^Иван", SpecificCharacterSet="ISO_IR 192"),
+        with_values(PatientSex="U", PatientBirthDate="unknown", StudyDate="2030-01-01", StudyTime="noon"),
+        with_values(SeriesDescription="x" * 64, SeriesNumber=2**31 - 1),
+        with_values(SeriesNumber=-7, TimezoneOffsetFromUTC="-0330"),
+        with_values(
+            LossyImageCompression="01", LossyImageCompressionRatio="10", LossyImageCompressionMethod="ISO_10918_1"
+        ),
+    ],
+)
+def test_odd_sources_give_valid_objects(tmp_path, change):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid(), change=change)
+    mask = blobs(volume)
+    facts, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert_valid(facts.path)
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
+    source = pydicom.dcmread(next((tmp_path / "study").iterdir()))
+    assert str(seg.PatientName) == str(source.get("PatientName", ""))
+    assert 0 < seg.SeriesNumber < 2**31
+
+
+def test_a_label_outside_the_sources_character_set_makes_the_object_utf8(tmp_path):
+    volume = grid()
+    change = with_values(PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 100")
+    uid = write_series(tmp_path / "study", volume, series_uid(), change=change)
+    options = SegOptions(names=("脳",), job="j", created=NOON)
+    facts, seg = written(tmp_path, blobs(volume), f"{uid}.mhd", options=options)
+    assert seg.SegmentSequence[0].SegmentLabel == "脳"
+    assert str(seg.PatientName) == "Müller^Jörg"
+    assert_valid(facts.path)
+
+
+def test_time_of_creation_is_told_in_the_sources_time_zone(tmp_path):
+    volume = grid()
+    change = with_values(TimezoneOffsetFromUTC="-0330")
+    uid = write_series(tmp_path / "study", volume, series_uid(), change=change)
+    _, seg = written(tmp_path, blobs(volume), f"{uid}.mhd")
+    assert (seg.ContentDate, seg.ContentTime, seg.TimezoneOffsetFromUTC) == ("20300101", "083000", "-0330")
+
+
+# ---------------------------------------------------------------- identity
+
+
+def test_the_same_job_gives_the_same_bytes_another_job_other_uids(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    results = []
+    for job, stage in [("job-1", "a"), ("job-1", "a"), ("job-2", "a"), ("job-1", "b")]:
+        options = SegOptions(job=job, stage=stage, created=NOON)
+        facts, seg = written(tmp_path, blobs(volume), f"{uid}.mhd", options=options)
+        results.append((facts.path.read_bytes(), seg.SOPInstanceUID, seg.SeriesInstanceUID))
+    assert results[0] == results[1]
+    assert len({uid for _, uid, _ in results}) == len({series for _, _, series in results}) == 3
+
+
+def test_another_mask_in_the_same_job_is_another_instance_of_the_same_series(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    objects = [
+        written(tmp_path, blobs(volume, seed=seed), f"{uid}-{seed}.mhd", instance_number=seed)[1] for seed in (1, 2)
+    ]
+    assert objects[0].SOPInstanceUID != objects[1].SOPInstanceUID
+    assert objects[0].SeriesInstanceUID == objects[1].SeriesInstanceUID
+    assert [seg.InstanceNumber for seg in objects] == [1, 2]
+
+
+# ---------------------------------------------------------------- the operator
+
+
+class Stage:
+    """A writer stage with its folders; `run` calls the operator as the platform does."""
+
+    def __init__(self, folder):
+        self.masks, self.study, self.output, self.report = (folder / n for n in ("masks", "study", "output", "report"))
+        for path in (self.masks, self.study, self.output):
+            path.mkdir()
+        self.manifest = folder / "manifest.json"
+
+    def run(self, *, job="6f1c2b1e-7a53-4f0e-9a5e-0a4b6a0a9f11", **variables):
+        document = {
+            "job_id": job,
+            "stage": "seg-writer",
+            "inputs": [
+                {"name": "segmentation", "from": "brain", "path": str(self.masks)},
+                {"name": "study", "from": "", "path": str(self.study)},
+            ],
+            "outputs": [{"name": "dicom", "path": str(self.output)}],
+            "report_dir": str(self.report),
+        }
+        self.manifest.write_text(json.dumps(document))
+        environment = {"PATH": os.environ["PATH"], "CLARA_IO_MANIFEST": str(self.manifest), "SOURCE_DATE_EPOCH": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "clara_flow.operators.dicom_seg_writer"],
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture
+def stage(tmp_path):
+    return Stage(tmp_path)
+
+
+def test_the_operator_writes_reports_and_keeps_the_patient_out_of_its_log(stage):
+    volume = grid()
+    change = with_values(PatientName="Secret^Person", PatientSex="Q", PatientBirthDate="long ago", StudyDate="x")
+    with pytest.warns(UserWarning, match="Invalid value"):
+        uid = write_series(stage.study, volume, series_uid(), change=change)
+    write_volume(stage.masks / f"{uid}.mhd", blobs(volume))
+    done = stage.run(NVIDIA_SEG_LABELS=r"[\"Brain\"]")
+    assert done.returncode == 0, done.stdout
+    seg = hd.seg.segread(stage.output / f"{uid}.dcm")
+    assert seg.SegmentSequence[0].SegmentLabel == "Brain"
+    assert seg.SegmentSequence[0].SegmentAlgorithmName == "brain"  # the operator that made the mask
+    report = json.loads((stage.report / "metrics.json").read_text())
+    assert report["masks"] == 1
+    assert set(report["segmentations"][0]["millilitres"]) == {"Brain"}
+    for secret in ("Secret", "long ago", uid, "P-17"):
+        assert secret not in done.stdout + done.stderr
+    first = (stage.output / f"{uid}.dcm").read_bytes()
+    assert stage.run(NVIDIA_SEG_LABELS=r"[\"Brain\"]").returncode == 0
+    assert (stage.output / f"{uid}.dcm").read_bytes() == first
+
+
+def test_one_bad_mask_fails_the_operator_and_the_others_are_written(stage):
+    volume = grid()
+    uid = write_series(stage.study, volume, series_uid())
+    write_volume(stage.masks / f"{uid}-1.mhd", volume)
+    write_volume(stage.masks / f"{uid}-2.mhd", blobs(volume))
+    done = stage.run()
+    assert done.returncode == 1
+    assert "mask 1 of 2 gives no segmentation: the mask is empty" in done.stdout
+    assert [path.name for path in stage.output.iterdir()] == [f"{uid}-2.dcm"]
+    assert "Traceback" not in done.stdout
+
+
+def test_an_allowed_empty_mask_is_told(stage):
+    volume = grid()
+    uid = write_series(stage.study, volume, series_uid())
+    write_volume(stage.masks / f"{uid}.mhd", volume)
+    done = stage.run(NVIDIA_SEG_ALLOW_EMPTY="true")
+    assert done.returncode == 0, done.stdout
+    assert "is empty; its segmentation says that nothing was found" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "with_mask", "message"),
+    [
+        ({}, False, "no mask (.mhd, .mha, .nii, .nii.gz) in"),
+        ({"NVIDIA_SEG_LABELS": "Brain"}, True, "NVIDIA_SEG_LABELS must be a JSON list"),
+        ({}, True, "the originals hold no image"),
+    ],
+)
+def test_what_cannot_be_used_is_told(stage, variables, with_mask, message):
+    if with_mask:
+        write_volume(stage.masks / "brain.mhd", blobs(grid()))
+    done = stage.run(**variables)
+    assert done.returncode == 1
+    assert message in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(stage.output.iterdir()) == []
