@@ -14,37 +14,28 @@ import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
-from pydicom.valuerep import format_number_as_ds
+from operators.phantoms import ORIENTATIONS, direction_of, make_phantom
+from pydicom.uid import CTImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
 from clara_flow.operators.dicom_seg_writer.matching import NoSource, read_hints
 from clara_flow.operators.dicom_seg_writer.source import read_study
 from clara_flow.operators.dicom_seg_writer.writer import MaskUnusable, SegOptions, write_seg
 from clara_flow.operators.imaging import Volume, write_volume
+from clara_flow.operators.imaging.geometry import affine_lps
 
 DCIODVFY = shutil.which("dciodvfy")
 NOON = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 OPTIONS = SegOptions(names=("Brain", "Tumor"), algorithm_name="net", algorithm_version="1", job="job-1", created=NOON)
-# columns: the directions in which slice, row and column index grow
-ACQUISITIONS = {
-    "axial": [[0, 0, 1], [0, 1, 0], [1, 0, 0]],
-    "sagittal": [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
-    "coronal": [[0, -1, 0], [0, 0, -1], [1, 0, 0]],
-}
 CODES = [
     "".join(letters) for axes in itertools.permutations(("LR", "AP", "SI")) for letters in itertools.product(*axes)
 ]
 
 
-def grid(acquisition="axial", *, shape=(7, 9, 8), spacing=(3.0, 0.9, 1.1), turn=(0, 0, 0), origin=(-31.5, 12.25, 80)):
+def grid(orientation="axial", *, shape=(7, 9, 8), spacing=(3.0, 0.9, 1.1), turn=(0, 0, 0), origin=(-31.5, 12.25, 80)):
     """An empty volume, slices as acquired, first slice first along the normal."""
-    direction = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ np.array(ACQUISITIONS[acquisition]).T
-    affine = np.eye(4)
-    affine[:3, :3] = direction * spacing
-    affine[:3, 3] = origin
-    return Volume(np.zeros(shape, np.uint8), affine)
+    direction = Rotation.from_euler("xyz", turn, degrees=True).as_matrix() @ direction_of(orientation)
+    return Volume(np.zeros(shape, np.uint8), affine_lps(origin, direction, spacing))
 
 
 def blobs(volume, labels=(1,), seed=0):
@@ -56,75 +47,34 @@ def blobs(volume, labels=(1,), seed=0):
     return volume.with_array(array)
 
 
-def instance(uid, sop_class=MRImageStorage, modality="MR"):
-    """A header that an acquisition device might have written, without place and pixels."""
-    header = Dataset()
-    header.file_meta = FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.SOPClassUID = sop_class
-    header.SOPInstanceUID = generate_uid(entropy_srcs=[uid, "instance"])
-    header.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
-    header.SeriesInstanceUID = uid
-    header.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame of reference"])
-    header.PositionReferenceIndicator = "NA"
-    header.Modality = modality
-    header.PatientName, header.PatientID = "Doe^Jane", "P-17"
-    header.PatientBirthDate, header.PatientSex = "19700101", "F"
-    header.StudyDate, header.StudyTime, header.StudyID = "20300101", "101500", "4711"
-    header.AccessionNumber, header.ReferringPhysicianName = "ACC-1", "House^G"
-    header.StudyDescription, header.SeriesDescription, header.SeriesNumber = "Head", "T1 mprage", 3
-    header.Manufacturer, header.InstanceNumber = "Scanner Works", 1
-    return header
+def phantom_on(volume, uid, **kwargs):
+    """A series on the grid of a volume, with attributes that an operator must copy."""
+    kwargs.setdefault("modality", "MR")
+    phantom = make_phantom(
+        orientation=volume.direction,
+        shape=volume.shape,
+        spacing_mm=tuple(volume.spacing_mm),
+        origin=volume.origin,
+        series_uid=uid,
+        study_uid=generate_uid(entropy_srcs=["study"]),
+        series_number=3,
+        description="T1 mprage",
+        **kwargs,
+    )
+    for dataset in phantom.datasets:
+        dataset.PositionReferenceIndicator = "NA"
+        dataset.AccessionNumber, dataset.ReferringPhysicianName = "ACC-1", "House^G"
+        dataset.StudyDescription = "Head"
+    return phantom
 
 
-def put_pixels(header, array):
-    header.Rows, header.Columns = array.shape[-2:]
-    header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation = 1, "MONOCHROME2", 0
-    header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
-    header.PixelData = np.ascontiguousarray(array, np.uint16).tobytes()
-
-
-def ds(values):
-    return [format_number_as_ds(float(value) + 0.0) for value in values]
-
-
-def write_series(folder, volume, uid, *, order=None, change=None, **kwargs):
-    """A single-frame series; file names, instance numbers and file order follow `order`. Returns its UID."""
-    folder.mkdir(parents=True, exist_ok=True)
-    order = list(order if order is not None else range(volume.shape[0]))
-    for place, index in enumerate(order, start=1):
-        header = instance(uid, **kwargs)
-        header.SOPInstanceUID = generate_uid(entropy_srcs=[uid, str(index), str(volume.affine_lps)])
-        header.InstanceNumber = place
-        header.ImagePositionPatient = ds(volume.position_mm([index, 0, 0]))
-        header.ImageOrientationPatient = ds([*volume.direction[:, 2], *volume.direction[:, 1]])
-        header.PixelSpacing = ds(volume.spacing_mm[1:])
-        header.SliceThickness = f"{volume.spacing_mm[0]:.6g}"
-        put_pixels(header, volume.array[index])
+def write_series(folder, volume, uid, *, change=None, **kwargs):
+    """A series on the grid of a volume, each instance changed by `change(dataset)`. Returns its UID."""
+    phantom = phantom_on(volume, uid, **kwargs)
+    for dataset in phantom.datasets:
         if change:
-            change(header, index)
-        header.save_as(folder / f"{uid[-6:]}-{place:03d}.dcm", enforce_file_format=True)
-    return uid
-
-
-def write_enhanced(folder, volume, uid, *, copies=1):
-    """One multi-frame instance with all slices, `copies` times (as several echoes do)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    header = instance(uid, sop_class=EnhancedMRImageStorage)
-    put_pixels(header, np.concatenate([volume.array] * copies))
-    header.NumberOfFrames = volume.shape[0] * copies
-    shared, measures, axes = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, measures.SliceThickness = ds(volume.spacing_mm[1:]), f"{volume.spacing_mm[0]:.6g}"
-    axes.ImageOrientationPatient = ds([*volume.direction[:, 2], *volume.direction[:, 1]])
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [axes]
-    header.SharedFunctionalGroupsSequence = [shared]
-    header.PerFrameFunctionalGroupsSequence = []
-    for _, index in itertools.product(range(copies), range(volume.shape[0])):
-        place, group = Dataset(), Dataset()
-        place.ImagePositionPatient = ds(volume.position_mm([index, 0, 0]))
-        group.PlanePositionSequence = [place]
-        header.PerFrameFunctionalGroupsSequence.append(group)
-    header.save_as(folder / "enhanced.dcm", enforce_file_format=True)
+            change(dataset)
+    phantom.write(folder)
     return uid
 
 
@@ -199,31 +149,33 @@ def assert_refers_to_source(seg, study):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    acquisition=st.sampled_from(sorted(ACQUISITIONS)),
+    orientation=st.sampled_from(ORIENTATIONS),
+    is_reversed=st.booleans(),
     turn=st.tuples(*[st.one_of(st.just(0.0), st.floats(-40, 40))] * 3),
     spacing=st.tuples(st.floats(0.6, 6), st.floats(0.3, 2), st.floats(0.3, 2)),
     stored_as=st.sampled_from(CODES),
     seed=st.integers(0, 2**16),
     suffix=st.sampled_from([".mhd", ".nii.gz", ".nii"]),
 )
-def test_the_object_covers_exactly_the_masks_voxels(tmp_path, acquisition, turn, spacing, stored_as, seed, suffix):
+def test_the_object_covers_exactly_the_masks_voxels(
+    tmp_path, orientation, is_reversed, turn, spacing, stored_as, seed, suffix
+):
     shutil.rmtree(tmp_path / "study", ignore_errors=True)
-    volume = grid(acquisition, spacing=spacing, turn=turn)
-    order = np.random.default_rng(seed).permutation(volume.shape[0]).tolist()
-    uid = write_series(tmp_path / "study", volume, series_uid(), order=order)
+    volume = grid(orientation, spacing=spacing, turn=turn)
+    uid = write_series(tmp_path / "study", volume, series_uid(), is_reversed=is_reversed, is_shuffled=True, seed=seed)
     mask = blobs(volume, labels=(1, 2), seed=seed)
     facts, seg = written(tmp_path, mask.reoriented(stored_as), f"{uid}{suffix}")
     assert not facts.resampled
     assert np.array_equal(voxels_of(seg, mask), mask.array)
-    assert seg.FrameOfReferenceUID == generate_uid(entropy_srcs=["frame of reference"])
+    assert seg.FrameOfReferenceUID == phantom_on(volume, uid, seed=seed).frame_of_reference_uid
     assert_refers_to_source(seg, tmp_path / "study")
     assert_valid(facts.path)
 
 
-@pytest.mark.parametrize("acquisition", sorted(ACQUISITIONS))
-def test_a_series_stored_in_reverse_order_is_covered_just_so(tmp_path, acquisition):
-    volume = grid(acquisition, turn=(5, -10, 15))
-    uid = write_series(tmp_path / "study", volume, series_uid(), order=reversed(range(volume.shape[0])))
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_series_stored_in_reverse_order_is_covered_just_so(tmp_path, orientation):
+    volume = grid(orientation, turn=(5, -10, 15))
+    uid = write_series(tmp_path / "study", volume, series_uid(), is_reversed=True)
     mask = blobs(volume)
     facts, seg = written(tmp_path, mask, f"{uid}.mhd")
     assert np.array_equal(voxels_of(seg, mask), mask.array)
@@ -245,10 +197,16 @@ def test_highdicom_reads_the_same_volume(tmp_path):
 
 
 @pytest.mark.parametrize("copies", [1, 2], ids=["one stack", "two echoes"])
-@pytest.mark.parametrize("acquisition", sorted(ACQUISITIONS))
-def test_enhanced_multi_frame_source(tmp_path, acquisition, copies):
-    volume = grid(acquisition, turn=(8, 0, -4))
-    uid = write_enhanced(tmp_path / "study", volume, series_uid(), copies=copies)
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_enhanced_multi_frame_source(tmp_path, orientation, copies):
+    volume = grid(orientation, turn=(8, 0, -4))
+    phantom = phantom_on(volume, series_uid(), enhanced=True, is_shuffled=True)
+    header = phantom.datasets[0]
+    header.NumberOfFrames *= copies
+    header.PixelData *= copies
+    header.PerFrameFunctionalGroupsSequence = list(header.PerFrameFunctionalGroupsSequence) * copies
+    phantom.write(tmp_path / "study")
+    uid = phantom.series_uid
     mask = blobs(volume)
     facts, seg = written(tmp_path, mask.reoriented("LAS"), f"{uid}.mhd")
     assert np.array_equal(voxels_of(seg, mask), mask.array)
@@ -259,10 +217,11 @@ def test_enhanced_multi_frame_source(tmp_path, acquisition, copies):
 
 def test_gantry_tilt_is_covered_by_resampling(tmp_path):
     upright = grid(shape=(12, 30, 30), spacing=(2, 1, 1))
-    tilted = upright.affine_lps.copy()
-    tilted[:3, 0] = (0, 0.5, 2)
-    volume = Volume(upright.array, tilted)
-    uid = write_series(tmp_path / "study", volume, series_uid())
+    phantom = phantom_on(upright, series_uid())
+    for index, dataset in enumerate(phantom.datasets):
+        dataset.ImagePositionPatient[1] = f"{12.25 + 0.5 * index}"
+    phantom.write(tmp_path / "study")
+    uid = phantom.series_uid
     mask = upright.with_array(upright.array.copy())
     mask.array[3:8, 12:20, 10:20] = 1
     facts, seg = written(tmp_path, mask, f"{uid}.mhd")
@@ -314,7 +273,8 @@ def test_a_single_slice(tmp_path):
 def test_a_localizer_in_the_same_series_is_left_alone(tmp_path):
     volume = grid()
     uid = write_series(tmp_path / "study", volume, series_uid())
-    write_series(tmp_path / "study" / "localizer", grid("sagittal", shape=(1, 9, 8)), uid, order=[0])
+    change = with_values(SOPInstanceUID=generate_uid(), InstanceNumber=99)
+    write_series(tmp_path / "study" / "localizer", grid("sagittal", shape=(1, 9, 8)), uid, change=change)
     mask = blobs(volume)
     _, seg = written(tmp_path, mask, f"{uid}.mhd")
     assert np.array_equal(voxels_of(seg, mask), mask.array)
@@ -510,9 +470,9 @@ def test_a_slice_that_is_truncated_in_its_pixels_still_has_a_place(tmp_path):
 
 def test_patient_study_and_series_attributes(tmp_path):
     volume = grid()
-    uid = write_series(tmp_path / "study", volume, series_uid(), sop_class=CTImageStorage, modality="CT")
+    uid = write_series(tmp_path / "study", volume, series_uid(), modality="CT")
     facts, seg = written(tmp_path, blobs(volume), f"{uid}.mhd")
-    source = instance(uid)
+    source = pydicom.dcmread(next((tmp_path / "study").iterdir()))
     for keyword in (
         "PatientName",
         "PatientID",
@@ -539,7 +499,7 @@ def test_patient_study_and_series_attributes(tmp_path):
 
 
 def without(*keywords):
-    def change(header, index):
+    def change(header):
         for keyword in keywords:
             delattr(header, keyword)
 
@@ -547,7 +507,7 @@ def without(*keywords):
 
 
 def with_values(**values):
-    def change(header, index):
+    def change(header):
         for keyword, value in values.items():
             setattr(header, keyword, value)
 
@@ -687,7 +647,7 @@ def test_the_operator_writes_reports_and_keeps_the_patient_out_of_its_log(stage)
     report = json.loads((stage.report / "metrics.json").read_text())
     assert report["masks"] == 1
     assert set(report["segmentations"][0]["millilitres"]) == {"Brain"}
-    for secret in ("Secret", "long ago", uid, "P-17"):
+    for secret in ("Secret", "long ago", uid, "PHANTOM"):
         assert secret not in done.stdout + done.stderr
     first = (stage.output / f"{uid}.dcm").read_bytes()
     assert stage.run(NVIDIA_SEG_LABELS=r"[\"Brain\"]").returncode == 0

@@ -20,7 +20,7 @@ import highdicom as hd
 import numpy as np
 from pydicom import Dataset, config
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-from pydicom.valuerep import format_number_as_ds, validate_value
+from pydicom.valuerep import DT, format_number_as_ds, validate_value
 
 from clara_flow import __version__
 from clara_flow.operators.dicom_seg_writer.matching import Hints, Source, find_source
@@ -192,7 +192,7 @@ def _segmentation(
     seg.InstanceCreationDate, seg.InstanceCreationTime = seg.ContentDate, seg.ContentTime
     for equipment in seg.ContributingEquipmentSequence:
         if "ContributionDateTime" in equipment:
-            equipment.ContributionDateTime = f"{created:%Y%m%d%H%M%S}"
+            equipment.ContributionDateTime = DT(created.replace(tzinfo=None))
     return seg, frames
 
 
