@@ -51,8 +51,8 @@ def run_main_job(settings: Settings, console: Console, order: Order) -> Done:
     """Run the job to its end and copy its results out.
 
     The payload folder goes when the job completed (unless it shall be kept) or was interrupted; a failed job's stays,
-    so that it can be resumed. Raises JobFaulted, KeyboardInterrupt (nothing is left then), StorageError when the results
-    cannot be copied (they stay in the payload), and what `create_job` raises.
+    so that it can be resumed. Raises JobFaulted, KeyboardInterrupt (nothing is left then), StorageError when the
+    results cannot be copied (they stay in the payload), and what `create_job` raises.
     """
     compiled = None
     if not order.resume:
@@ -121,7 +121,7 @@ def _run(
 
 
 def _compile(settings: Settings, console: Console, order: Order) -> Compiled:
-    """The definition, before anything is started: its author must not wait for a platform to learn of a typing error."""
+    """The definition, before anything is started: nobody shall wait for a platform to learn of a typing error."""
     from clara_flow.deployments.pipelines import find_definition
     from clara_flow.deployments.trigger import compile_definition
 

@@ -5,7 +5,7 @@ A user never sees a traceback, not even for a Ctrl-C while modules are still bei
 
 import sys
 
-INTERRUPTED = 130
+BUG, INTERRUPTED = 70, 130
 
 
 def main() -> None:
@@ -22,6 +22,19 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        _say(f"a bug in clara-flow: {type(error).__name__}: {error}\nPlease report it with {_keep_traceback()}")
+        sys.exit(BUG)
+
+
+def _keep_traceback() -> str:
+    """Write the present exception's traceback to a file of its own; returns its path."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="clara-flow-bug-", suffix=".txt", delete=False) as report:
+        traceback.print_exc(file=report)
+        return report.name
 
 
 def _say(message: str) -> None:
