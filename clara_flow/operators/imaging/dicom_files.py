@@ -7,6 +7,7 @@ names and attributes may tell a patient.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ _DERIVED_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.481": "a radiotherapy object, not a diagnostic image",
 }
 _PIXEL_DATA = Tag(0x7FE0, 0x0010)
+_UID = re.compile(r"[0-9][0-9.]{0,63}")  # volumes are named by it: nothing else may get into a path
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _HEADER = [
@@ -166,7 +168,7 @@ def _header(stream: BinaryIO) -> Dataset | None:
     header = dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_HEADER)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
-    if not _text(header, "SOPInstanceUID") or not _text(header, "SeriesInstanceUID"):
+    if not _text(header, "SOPInstanceUID") or not _UID.fullmatch(_text(header, "SeriesInstanceUID")):
         raise _NoImage("not a DICOM file, or its header is cut off: no SOP or Series Instance UID")
     return header
 

@@ -1,0 +1,179 @@
+"""A folder of DICOM files becomes volume files: one for each series that can be a volume."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clara_flow.operators.dicom_reader.report import Converted, Refused, Report, Slice, count_reasons
+from clara_flow.operators.imaging import Volume, write_volume
+from clara_flow.operators.imaging.dicom_files import Found, Frame, LeftOut, read_folder
+from clara_flow.operators.imaging.dicom_pixels import PixelsUnreadable, read_voxels
+from clara_flow.operators.imaging.dicom_stacks import Stack, StackUnusable, grid_of, split_into_stacks
+
+IMAGE_FORMATS = ("mhd", "nii", "nii.gz")
+"""Endings that the reader writes; the first is Clara's."""
+
+
+class StudyUnusable(ValueError):
+    """A study from which nothing may be made at all; the text says why, without names or identifiers."""
+
+
+def read_study(
+    input_dir: Path, output_dir: Path, *, image_format: str = "mhd", tell: Callable[[str], None] = lambda line: None
+) -> Report:
+    """Write `<Series Instance UID>.<image_format>` for each series below `input_dir`, and `reader-report.json`.
+
+    input_dir       any files in any folders; what is not a usable image is left out and listed in the report.
+    output_dir      must exist. Several volumes of one series get the suffixes -1, -2 in the order of instance numbers.
+    image_format    one of IMAGE_FORMATS.
+    tell            is given a line of progress for each series, without names or identifiers.
+
+    Volumes hold real values (rescaled), slices in the order of the normal (PS3.3 C.7.6.2.1.1). A series that cannot be
+    a volume is refused and the others go on; a report without volumes is the caller's failure.
+    Raises StudyUnusable for no files, no DICOM, several patients; ValueError for another format; OSError.
+    """
+    if image_format not in IMAGE_FORMATS:
+        raise ValueError(f"{image_format!r} is not a format of the reader; choose {', '.join(IMAGE_FORMATS)}")
+    found = read_folder(input_dir)
+    _check_study(found)
+    left_out = list(found.left_out)
+    converted: list[Converted] = []
+    refused: list[Refused] = []
+    warnings: list[str] = []
+    all_series = _by_series(found.frames)
+    for number, frames in enumerate(all_series, start=1):
+        name = f"series {number} of {len(all_series)}"
+        tell(f"{name}: {_slices(len(frames))}")
+        outcome = _convert_series(frames, output_dir, image_format)
+        converted += outcome.converted
+        refused += outcome.refused
+        left_out += outcome.left_out
+        warnings += [f"{name} gives no volume of {reason}" for reason in outcome.refused]
+    report = Report(tuple(converted), tuple(refused), tuple(left_out), (*count_reasons(left_out), *warnings))
+    report.write(output_dir)
+    return report
+
+
+@dataclass
+class _Outcome:
+    """What became of one series."""
+
+    converted: list[Converted]
+    refused: list[Refused]
+    left_out: list[LeftOut]
+
+
+def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str) -> _Outcome:
+    unique, repeated = _without_repeats(frames)
+    outcome = _Outcome([], [], repeated)
+    usable: list[Stack] = []
+    stacks = split_into_stacks(unique)
+    for stack in stacks:
+        try:
+            _check_worth(stack, stacks)
+            grid_of(stack)
+            usable.append(stack)
+        except StackUnusable as problem:
+            outcome.refused.append(_refused(stack, problem))
+    for suffix, stack in enumerate(usable, start=1):
+        uid = stack.frames[0].instance.series_uid
+        name = f"{uid}-{suffix}.{image_format}" if len(usable) > 1 else f"{uid}.{image_format}"
+        try:
+            read, volume, broken = _read(stack)
+        except StackUnusable as problem:
+            outcome.refused.append(_refused(stack, problem))
+            continue
+        write_volume(output_dir / name, volume)
+        outcome.converted.append(_converted(name, read, volume))
+        outcome.left_out += broken
+    return outcome
+
+
+def _check_study(found: Found) -> None:
+    """Raises StudyUnusable where nothing may be made of the folder."""
+    if not found.instances and not found.left_out:
+        raise StudyUnusable("the input folder holds no files; was a study sent?")
+    if not found.instances:
+        reasons = "; ".join(count_reasons(found.left_out))
+        raise StudyUnusable(f"the input folder holds no DICOM image ({reasons}); give a folder of DICOM files")
+    if found.patients > 1:
+        raise StudyUnusable(
+            f"the input folder holds {found.patients} patients (they differ in Patient ID); "
+            "give one patient's files, so that no result goes to another"
+        )
+
+
+def _by_series(frames: Iterable[Frame]) -> list[list[Frame]]:
+    series: dict[str, list[Frame]] = defaultdict(list)
+    for frame in frames:
+        series[frame.instance.series_uid].append(frame)
+    return list(series.values())
+
+
+def _without_repeats(frames: Sequence[Frame]) -> tuple[list[Frame], list[LeftOut]]:
+    """Frames of the first file of each SOP Instance UID, and the files that come after it."""
+    first: dict[str, str] = {}
+    for frame in frames:
+        first.setdefault(frame.instance.sop_instance_uid, frame.instance.file)
+    kept = [frame for frame in frames if first[frame.instance.sop_instance_uid] == frame.instance.file]
+    repeated = {frame.instance.file for frame in frames} - set(first.values())
+    return kept, [LeftOut(file, "repeats an instance of another file") for file in sorted(repeated)]
+
+
+def _check_worth(stack: Stack, stacks: Sequence[Stack]) -> None:
+    """Raises StackUnusable for localisers, which a step that follows would take for a volume."""
+    instance = stack.frames[0].instance
+    if instance.modality == "CT" and "LOCALIZER" in instance.image_type:
+        raise StackUnusable("a localiser is a projection, not a slice")
+    if len(stack.frames) == 1 and len(stacks) > 1 and not stack.label:
+        raise StackUnusable("a single slice of another orientation, size or place than the rest of its series")
+
+
+def _read(stack: Stack) -> tuple[Stack, Volume, list[LeftOut]]:
+    """The stack with its voxels; without the files that cannot be decoded where the rest is a volume still.
+
+    Raises StackUnusable.
+    """
+    try:
+        return stack, Volume(read_voxels(stack.frames), grid_of(stack)), []
+    except PixelsUnreadable as problem:
+        broken = [LeftOut(file, reason) for file, reason in problem.reasons.items()]
+        readable = tuple(frame for frame in stack.frames if frame.instance.file not in problem.reasons)
+    if not readable:
+        raise StackUnusable(broken[0].reason)
+    rest = Stack(readable, stack.label)
+    try:
+        return rest, Volume(read_voxels(readable), grid_of(rest)), broken
+    except StackUnusable as reason:
+        raise StackUnusable(f"{reason}, because the pixel data of {len(broken)} files cannot be decoded") from None
+
+
+def _refused(stack: Stack, reason: Exception) -> Refused:
+    instance = stack.frames[0].instance
+    return Refused(instance.series_uid, instance.modality, len(stack.frames), str(reason))
+
+
+def _converted(name: str, stack: Stack, volume: Volume) -> Converted:
+    first = stack.frames[0]
+    return Converted(
+        file=name,
+        series_uid=first.instance.series_uid,
+        study_uid=first.instance.study_uid,
+        frame_of_reference_uid=first.frame_of_reference_uid,
+        modality=first.instance.modality,
+        dtype=str(volume.array.dtype),
+        shape=volume.shape,
+        spacing_mm=tuple(volume.spacing_mm.tolist()),
+        affine_lps=tuple(map(tuple, (volume.affine_lps + 0.0).tolist())),  # + 0.0: no "-0.0"
+        label=stack.label,
+        slices=tuple(
+            Slice(frame.instance.file, frame.index + 1, frame.instance.sop_instance_uid) for frame in stack.frames
+        ),
+    )
+
+
+def _slices(count: int) -> str:
+    return "1 slice" if count == 1 else f"{count} slices"
