@@ -74,8 +74,12 @@ def ensure_platform(settings: Settings, on_progress: Progress = lambda text: Non
     except BaseException:
         supervisor.stop()
         raise
-    supervisor.leave()
-    return PlatformHandle(settings, state, started_here=state.pid == supervisor.pid)
+    started_here = state.pid == supervisor.pid
+    if started_here:
+        supervisor.leave()
+    else:  # ours came second; it must not begin when the first one ends
+        supervisor.stop()
+    return PlatformHandle(settings, state, started_here)
 
 
 def take_down(settings: Settings) -> bool:
@@ -92,6 +96,8 @@ def take_down(settings: Settings) -> bool:
     while True:
         with file.supervising(patience_s=0) as mine:
             if mine:
+                while asked.names_a_process and time.monotonic() < deadline:  # it has let go of the lock, and ends
+                    time.sleep(POLL_S)
                 return _clear(settings, file) or ran
         state = file.read()
         overdue = time.monotonic() > deadline

@@ -91,7 +91,10 @@ class StateFile:
         self.lock_path = self.folder / "supervisor.lock"
 
     def prepare(self) -> None:
-        """Make the folders and try to write there. Raises StorageError naming folder and reason."""
+        """Make the folders and try to write there.
+
+        Raises StorageError naming folder and reason, ServiceError for the folder of a newer version.
+        """
         with naming_storage_problems(self.data_dir):
             self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (self.folder, self.data_dir / "logs"):
@@ -100,6 +103,7 @@ class StateFile:
                 probe.write(b"\0" * 4096)
                 probe.flush()
                 os.fsync(probe.fileno())
+        self.read()
 
     def read(self) -> PlatformState:
         """The last state written; an empty one when there is none.

@@ -43,14 +43,19 @@ class Health:
 
 
 class Supervisor:
-    """Starts and watches the services of one data folder."""
+    """Starts and watches the services of one data folder; `services` in the order of their start."""
 
-    def __init__(self, settings: Settings, on_progress: Progress = lambda text: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        on_progress: Progress = lambda text: None,
+        services: tuple[Service, ...] | None = None,
+    ) -> None:
         self.settings = settings
         self.on_progress = on_progress
         self.file = StateFile(settings.data_dir)
         self.stop = threading.Event()
-        self.services = services_of(settings)
+        self.services = services_of(settings) if services is None else services
         self._health = {service.name: Health() for service in self.services}
         self._state = PlatformState()
 
