@@ -87,7 +87,7 @@ def written(tmp_path, mask, name, *, options=OPTIONS, study="study", **kwargs):
     masks = tmp_path / "masks"
     masks.mkdir(exist_ok=True)
     write_volume(masks / name, mask)
-    found = read_study(path for path in (tmp_path / study).rglob("*") if path.is_file())
+    found = read_study(tmp_path / study)
     facts = write_seg(masks / name, found, tmp_path / "seg.dcm", hints=read_hints([masks]), options=options, **kwargs)
     return facts, hd.seg.segread(tmp_path / "seg.dcm")
 
@@ -213,6 +213,70 @@ def test_enhanced_multi_frame_source(tmp_path, orientation, copies):
     assert_refers_to_source(seg, tmp_path / "study")
     assert_valid(facts.path)
     assert len(seg.SourceImageSequence) == 1
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.4], ids=["even", "uneven"])
+def test_two_echoes_the_name_or_the_readers_report_tells_which(tmp_path, apart):
+    volume, uid = grid(), series_uid()
+    uids = []
+    for echo in (1, 2):
+        phantom = phantom_on(volume, uid, is_reversed=echo == 2)
+        for index, dataset in enumerate(phantom.datasets):
+            dataset.EchoNumbers, dataset.EchoTime = str(echo), str(10 * echo)
+            dataset.InstanceNumber = 2 * dataset.InstanceNumber + echo
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+                entropy_srcs=[f"{uid} {echo} {index}"]
+            )
+            dataset.ImagePositionPatient[2] += apart * (index % 2)
+        phantom.write(tmp_path / "study" / str(echo))
+        uids.append({dataset.SOPInstanceUID for dataset in phantom.datasets})
+    mask = blobs(volume)
+
+    def referred(name):
+        facts, seg = written(tmp_path, mask, name)
+        assert not facts.resampled
+        return {item.ReferencedSOPInstanceUID for item in seg.SourceImageSequence}
+
+    assert referred(f"{uid}-1.mhd") <= uids[0]
+    assert referred(f"{uid}-2.mhd") <= uids[1]
+    slices = [{"sop_instance_uid": instance, "frame": 1} for instance in sorted(uids[1])]
+    report = {"series": [{"file": "brain.mhd", "series_uid": uid, "slices": slices}]}
+    (tmp_path / "masks" / "reader-report.json").write_text(json.dumps(report))
+    assert referred("brain.nii.gz") <= uids[1]
+
+
+def test_slices_that_stray_from_the_readers_even_grid_keep_their_planes(tmp_path):
+    volume = grid(shape=(9, 9, 8))
+    phantom = phantom_on(volume, series_uid())
+    strays = [0, 0.4, 0.8, 1.2, 1.4, 1.2, 0.8, 0.4, 0]  # millimetres; half a slice distance is 1.5
+    for dataset, stray in zip(phantom.datasets, strays, strict=True):
+        dataset.ImagePositionPatient[2] += stray
+    phantom.write(tmp_path / "study")
+    mask = blobs(volume)
+    facts, seg = written(tmp_path, mask.reoriented("IAR"), f"{phantom.series_uid}.mhd")
+    assert not facts.resampled
+    assert_refers_to_source(seg, tmp_path / "study")
+    planes = {
+        float(group.PlanePositionSequence[0].ImagePositionPatient[2]): frame
+        for group, frame in zip(seg.PerFrameFunctionalGroupsSequence, seg.pixel_array, strict=True)
+    }
+    for index, stray in enumerate(strays):
+        shown = planes.get(round(80 + 3 * index + stray, 3), np.zeros(mask.shape[1:]))
+        assert np.array_equal(shown, mask.array[index])
+
+
+def test_frames_at_one_place_that_nothing_tells_apart_are_referred_to_once(tmp_path):
+    volume, uid = grid(), series_uid()
+    for copy in (1, 2):
+        phantom = phantom_on(volume, uid)
+        for index, dataset in enumerate(phantom.datasets):
+            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid(
+                entropy_srcs=[f"{uid} {copy} {index}"]
+            )
+        phantom.write(tmp_path / "study" / str(copy))
+    mask = blobs(volume)
+    _, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
 
 
 def test_gantry_tilt_is_covered_by_resampling(tmp_path):
@@ -440,7 +504,7 @@ def test_a_study_without_images_is_refused(tmp_path):
         written(tmp_path, blobs(grid()), "brain.mhd")
 
 
-@pytest.mark.parametrize("fault", ["missing", "truncated in its header", "not DICOM"])
+@pytest.mark.parametrize("fault", ["missing", "truncated in its header", "truncated in its pixels", "not DICOM"])
 def test_a_slice_that_is_missing_under_the_mask_is_an_error(tmp_path, fault):
     volume = grid()
     uid = write_series(tmp_path / "study", volume, series_uid())
@@ -448,21 +512,12 @@ def test_a_slice_that_is_missing_under_the_mask_is_an_error(tmp_path, fault):
     if fault == "missing":
         victim.unlink()
     else:
-        victim.write_bytes(victim.read_bytes()[:400] if fault.startswith("truncated") else b"nothing")
+        end = {"truncated in its header": 400, "truncated in its pixels": -50, "not DICOM": 100}[fault]
+        victim.write_bytes(victim.read_bytes()[:end])
     mask = volume.with_array(volume.array.copy())
     mask.array[2:5, 2:6, 2:6] = 1
     with pytest.raises(NoSource, match=r"33\.3% of the mask lies where its series has no slice.*missing or truncated"):
         written(tmp_path, mask, f"{uid}.mhd")
-
-
-def test_a_slice_that_is_truncated_in_its_pixels_still_has_a_place(tmp_path):
-    volume = grid()
-    uid = write_series(tmp_path / "study", volume, series_uid())
-    victim = sorted((tmp_path / "study").iterdir())[3]
-    victim.write_bytes(victim.read_bytes()[:-50])
-    mask = blobs(volume)
-    _, seg = written(tmp_path, mask, f"{uid}.mhd")
-    assert np.array_equal(voxels_of(seg, mask), mask.array)
 
 
 # ---------------------------------------------------------------- attributes

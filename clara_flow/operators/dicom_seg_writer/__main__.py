@@ -38,10 +38,8 @@ def execute(driver: Driver, payload: Payload) -> bool:
     if not masks:
         log.error(f"no mask (.mhd, .mha, .nii, .nii.gz) in {masks_dir}; did the step before write one?")
         return False
-    study = read_study(path for path in study_dir.rglob("*") if path.is_file())
-    log.info("originals read", series=len(study.series), unreadable=study.unreadable)
-    if study.unreadable:
-        log.warning(f"{study.unreadable} files of the originals are no DICOM or are truncated; they are left out")
+    study = read_study(study_dir)
+    log.info("originals read", series=len(study.series), files_left_out=study.left_out)
     hints = read_hints([*(Path(entry.path) for entry in entries), study_dir])
     facts: list[SegFacts] = []
     for number, path in enumerate(masks, start=1):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from clara_flow.operators.dicom_seg_writer.source import SourceFrame, Stack
+from clara_flow.operators.dicom_seg_writer.source import offsets_mm, spacing_mm
 from clara_flow.operators.imaging import Volume
+from clara_flow.operators.imaging.dicom_files import Frame
+from clara_flow.operators.imaging.dicom_stacks import Stack
+
+OWN_GRID_TOLERANCE_VOXELS = 0.55
+"""The DICOM Reader lays its grid through frames that stray from it by up to half a voxel."""
 
 SAME_GRID_TOLERANCE_VOXELS = 0.1
-"""Frames that lie nearer to the mask's planes are those planes; DICOM and volume files round differently."""
+"""Frames that lie nearer to some of a mask's planes are those planes."""
 
 _NO_EFFECT_VOXELS = 1e-3  # an index that changes less along a whole row is constant
 _BEYOND_VOXELS = (0.25, 1.0)  # how far a mask's voxel may lie beyond the frames: along their normal, within their plane
@@ -33,30 +39,63 @@ class Fit:
 
 
 def fit(mask: Volume, stack: Stack) -> Fit:
-    """The label that the mask has nearest to each pixel, 0 outside the mask."""
+    """The mask's voxels reordered, where it is on the stack's own grid; else the label nearest to each pixel."""
+    reordered = _on_own_grid(mask, stack)
+    if reordered is not None:
+        return Fit(stack, {index: plane for index, plane in enumerate(reordered) if plane.any()}, True, 0.0)
     to_index = np.linalg.inv(mask.affine_lps)
     labels: dict[int, np.ndarray] = {}
-    deviation = 0.0
-    for number, frame in enumerate(stack.frames):
-        found, apart = _labels_of(frame, mask, to_index)
-        deviation = max(deviation, apart)
+    apart = 0.0
+    for index, frame in enumerate(stack.frames):
+        found, frame_apart = _nearest_labels(frame, mask, to_index)
+        apart = max(apart, frame_apart)
         if found is not None and found.any():
-            labels[number] = found
+            labels[index] = found
+    if apart > SAME_GRID_TOLERANCE_VOXELS:
+        return Fit(stack, labels, False, _uncovered(mask, stack))
     wanted = int(np.count_nonzero(mask.array))
     shown = sum(int(np.count_nonzero(found)) for found in labels.values())
-    if deviation <= SAME_GRID_TOLERANCE_VOXELS:
-        return Fit(stack, labels, True, 1 - shown / wanted if wanted else 0.0)  # each frame is another plane
-    return Fit(stack, labels, False, _uncovered(mask, stack))
+    return Fit(stack, labels, True, 1 - shown / wanted if wanted else 0.0)  # each frame is another plane of the mask
 
 
-def _labels_of(frame: SourceFrame, mask: Volume, to_index: np.ndarray) -> tuple[np.ndarray | None, float]:
+def _on_own_grid(mask: Volume, stack: Stack) -> np.ndarray | None:
+    """The mask as (frame, row, column) where it has a voxel for every pixel of every frame and no other, else None."""
+    frames, first = stack.frames, stack.frames[0]
+    to_index = np.linalg.inv(mask.affine_lps)
+    depth = (spacing_mm(stack) or 1.0) * first.direction[:, 0]
+    steps = to_index[:3, :3] @ np.stack([depth, *_steps(first)], axis=1)  # columns: one frame, row, column onwards
+    axes = np.abs(steps).argmax(axis=0)
+    if sorted(axes.tolist()) != [0, 1, 2]:
+        return None
+    flips = steps[axes, range(3)] < 0
+    array = mask.array.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    if array.shape != (len(frames), *first.shape):
+        return None
+    corners = list(itertools.product((0, first.shape[0] - 1), (0, first.shape[1] - 1)))
+    for number, frame in enumerate(frames):
+        down, right = _steps(frame)
+        places = np.array([frame.origin + row * down + column * right for row, column in corners])
+        is_at = (places @ to_index[:3, :3].T + to_index[:3, 3])[:, axes]
+        is_at = np.where(flips, np.array(array.shape) - 1 - is_at, is_at)
+        should_be = np.array([(number, row, column) for row, column in corners])
+        if np.abs(is_at - should_be).max() > OWN_GRID_TOLERANCE_VOXELS:
+            return None
+    return array
+
+
+def _steps(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """(3,) LPS millimetres each: from one row to the next, from one column to the next."""
+    return frame.direction[:, 1] * frame.pixel_mm[0], frame.direction[:, 2] * frame.pixel_mm[1]
+
+
+def _nearest_labels(frame: Frame, mask: Volume, to_index: np.ndarray) -> tuple[np.ndarray | None, float]:
     """Labels (rows, columns), None outside the mask; and how far, in voxels, the frame lies from the mask's grid.
 
     A pixel's index in the mask is start + row * down + column * right. On the same grid start is whole, and down and
     right are steps to a neighbour.
     """
     start = to_index[:3, :3] @ frame.origin + to_index[:3, 3]
-    down, right = to_index[:3, :3] @ frame.row_step, to_index[:3, :3] @ frame.column_step
+    down, right = (to_index[:3, :3] @ step for step in _steps(frame))
     rows, columns = frame.shape
     nearest, inside = [], np.ones((1, 1), bool)
     for axis, size in enumerate(mask.shape):
@@ -70,9 +109,8 @@ def _labels_of(frame: SourceFrame, mask: Volume, to_index: np.ndarray) -> tuple[
         nearest.append(np.clip(index, 0, size - 1))
     if not inside.any():
         return None, 0.0
-    apart = _distance_to_grid(start, down, right, frame.shape)
-    labels = mask.array[nearest[0], nearest[1], nearest[2]]
-    return np.where(inside, np.broadcast_to(labels, frame.shape), mask.array.dtype.type(0)), apart
+    labels = np.broadcast_to(mask.array[nearest[0], nearest[1], nearest[2]], frame.shape)
+    return np.where(inside, labels, mask.array.dtype.type(0)), _distance_to_grid(start, down, right, frame.shape)
 
 
 def _distance_to_grid(start: np.ndarray, down: np.ndarray, right: np.ndarray, shape: tuple[int, int]) -> float:
@@ -81,10 +119,9 @@ def _distance_to_grid(start: np.ndarray, down: np.ndarray, right: np.ndarray, sh
     if any(np.abs(step).sum() != 1 for step in steps) or np.array_equal(np.abs(steps[0]), np.abs(steps[1])):
         return np.inf
     first = np.floor(start + 0.5)
-    corners = [(row, column) for row in (0, shape[0] - 1) for column in (0, shape[1] - 1)]
     return max(
         float(np.abs(start + row * down + column * right - first - row * steps[0] - column * steps[1]).max())
-        for row, column in corners
+        for row, column in itertools.product((0, shape[0] - 1), (0, shape[1] - 1))
     )
 
 
@@ -94,20 +131,20 @@ def _uncovered(mask: Volume, stack: Stack) -> float:
     if indices.size == 0:
         return 0.0
     first = stack.frames[0]
-    normal, offsets = first.normal, stack.offsets_mm
+    normal, offsets = first.direction[:, 0], offsets_mm(stack)
     origins = np.array([frame.origin for frame in stack.frames])
     voxel_mm = float(np.abs(normal @ mask.affine_lps[:3, :3]).max())
-    slab_mm = (stack.spacing_mm or voxel_mm) / 2 + _BEYOND_VOXELS[0] * voxel_mm
+    slab_mm = (spacing_mm(stack) or voxel_mm) / 2 + _BEYOND_VOXELS[0] * voxel_mm
     covered = 0
     for begin in range(0, len(indices), _CHUNK):
         places = mask.position_mm(indices[begin : begin + _CHUNK])
         along = places @ normal
-        nearest = np.clip(np.searchsorted(offsets, along), 1, max(len(offsets) - 1, 1)) if len(offsets) > 1 else 0
-        if len(offsets) > 1:
-            nearest = np.where(along - offsets[nearest - 1] < offsets[nearest] - along, nearest - 1, nearest)
+        upper = np.clip(np.searchsorted(offsets, along), 0, len(offsets) - 1)
+        lower = np.maximum(upper - 1, 0)
+        nearest = np.where(np.abs(along - offsets[lower]) < np.abs(along - offsets[upper]), lower, upper)
         inside = np.abs(along - offsets[nearest]) <= slab_mm
-        for step, size in zip((first.row_step, first.column_step), first.shape, strict=True):
-            pixel = (places - origins[nearest]) @ step / (step @ step)
+        for step, size in zip(_steps(first), first.shape, strict=True):
+            pixel = np.einsum("ij,j->i", places - origins[nearest], step) / (step @ step)
             beyond = 0.5 + _BEYOND_VOXELS[1] * float(mask.spacing_mm.max()) / float(np.linalg.norm(step))
             inside &= (pixel >= -beyond) & (pixel <= size - 1 + beyond)
         covered += int(np.count_nonzero(inside))

@@ -31,10 +31,12 @@ class NoSource(ValueError):
 class Hints:
     """What earlier steps wrote down.
 
-    series_of   {name of a volume file without its ending: Series Instance UID}.
+    series_of       {name of a volume file without its ending: Series Instance UID}.
+    instances_of    {the same: SOP Instance UIDs that the volume was made of}; only what the DICOM Reader reports.
     """
 
     series_of: dict[str, str]
+    instances_of: dict[str, frozenset[str]]
 
     @property
     def only_series(self) -> str | None:
@@ -68,15 +70,18 @@ def read_hints(folders: Iterable[Path]) -> Hints:
     Besides the documented forms, `{series: file}` and `{series: [files]}` are understood.
     """
     series_of: dict[str, str] = {}
+    instances_of: dict[str, frozenset[str]] = {}
     for folder in folders:
         for path in (folder / name for name in HINT_FILES):
             try:
                 document = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
-            for series, file in _pairs(document):
-                series_of.setdefault(stem(file), series)
-    return Hints(series_of)
+            for series, file, instances in _volumes(document):
+                if stem(file) not in series_of:
+                    series_of[stem(file)] = series
+                    instances_of[stem(file)] = instances
+    return Hints(series_of, instances_of)
 
 
 def find_source(name: str, mask: Volume, study: Study, hints: Hints) -> Source:
@@ -89,9 +94,9 @@ def find_source(name: str, mask: Volume, study: Study, hints: Hints) -> Source:
         raise NoSource("the originals hold no image with a place in the patient; is the study mapped to this operator?")
     uid, found_by = _named(name, study, hints)
     if uid:
-        fits = [(study.series[uid], _best_fit(mask, study.series[uid]))]
+        fits = [(study.series[uid], _best_fit(mask, study.series[uid], stem(name), hints))]
     else:
-        fits = [(series, _best_fit(mask, series)) for series in study.series.values()]
+        fits = [(series, _best_fit(mask, series, stem(name), hints)) for series in study.series.values()]
         found_by = "geometry"
         whole = [(series, found) for series, found in fits if _is_whole(found)]
         same = [(series, found) for series, found in whole if found.same_grid]
@@ -127,33 +132,55 @@ def _named(name: str, study: Study, hints: Hints) -> tuple[str | None, str]:
     return None, ""
 
 
-def _best_fit(mask: Volume, series: Series) -> Fit:
-    """The fit to the stack that shows most of the mask, without resampling where that can be."""
+def _best_fit(mask: Volume, series: Series, own: str, hints: Hints) -> Fit:
+    """The fit to the stack that shows most of the mask, without resampling where that can be.
+
+    Stacks at the same places (echoes) fit alike: the reader's report tells which is meant, else the number at the end
+    of the mask's name, which the reader counts from 1.
+    """
     probe = mask if mask.array.any() else mask.with_array(np.ones(mask.shape, np.uint8))  # an empty mask fits anything
     fits = [fit(probe, stack) for stack in series.stacks]
     best = min(fits, key=lambda found: (not _is_whole(found), not found.same_grid, found.uncovered))
+    alike = [found for found in fits if (_is_whole(found), found.same_grid) == (_is_whole(best), best.same_grid)]
+    if len(alike) > 1 and _is_whole(best):
+        made_of = hints.instances_of.get(own, frozenset())
+        meant = [found for found in alike if made_of and made_of <= _instances(found)]
+        number = re.search(r"-([1-9]\d*)$", own)
+        if meant:
+            best = meant[0]
+        elif number and int(number[1]) <= len(series.stacks) and fits[int(number[1]) - 1] in alike:
+            best = fits[int(number[1]) - 1]
     return best if probe is mask else Fit(best.stack, {}, best.same_grid, best.uncovered)
+
+
+def _instances(found: Fit) -> frozenset[str]:
+    return frozenset(frame.instance.sop_instance_uid for frame in found.stack.frames)
 
 
 def _is_whole(found: Fit) -> bool:
     return found.uncovered <= (0 if found.same_grid else RESAMPLED_LOSS)
 
 
-def _pairs(node: Any) -> Iterator[tuple[str, str]]:
-    """(series, volume file) wherever an object of a hint file names both."""
+def _volumes(node: Any) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """(series, volume file, its SOP Instance UIDs) wherever an object of a hint file names series and file."""
     if isinstance(node, list):
         for item in node:
-            yield from _pairs(item)
+            yield from _volumes(item)
     if not isinstance(node, dict):
         return
     series = next((v for k, v in node.items() if _is_series(k) and isinstance(v, str) and _UID.fullmatch(v)), None)
+    slices = node.get("slices")
+    instances = frozenset(
+        str(item.get("sop_instance_uid"))
+        for item in (slices if isinstance(slices, list) else [])
+        if isinstance(item, dict)
+    )
     for key, value in node.items():
         owner = key if _UID.fullmatch(key) else series
-        values = value if isinstance(value, list) else [value]
-        for text in values:
+        for text in value if isinstance(value, list) else [value]:
             if owner and isinstance(text, str) and volume_suffix(Path(text)):
-                yield owner, text
-        yield from _pairs(value)
+                yield owner, text, instances
+        yield from _volumes(value)
 
 
 def _is_series(key: str) -> bool:

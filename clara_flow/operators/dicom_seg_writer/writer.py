@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -25,8 +25,10 @@ from pydicom.valuerep import DT, format_number_as_ds, validate_value
 from clara_flow import __version__
 from clara_flow.operators.dicom_seg_writer.matching import Hints, Source, find_source
 from clara_flow.operators.dicom_seg_writer.segments import describe_segment, long_string
-from clara_flow.operators.dicom_seg_writer.source import SourceFrame, Stack, Study
+from clara_flow.operators.dicom_seg_writer.source import UNREADABLE, Study, sop_class_of, spacing_mm
 from clara_flow.operators.imaging import Volume, read_volume
+from clara_flow.operators.imaging.dicom_files import Frame
+from clara_flow.operators.imaging.dicom_stacks import Stack
 
 IMPLEMENTATION_TEXT = "clara-flow"
 _IS_LIMIT = 2**31 - 1  # of an Integer String, PS3.5 6.2
@@ -115,7 +117,7 @@ def write_seg(
     instance_uid = generate_uid(entropy_srcs=[series_uid, mask_path.name, digest])
     seg, kept = _segmentation(source, segments, options, series_uid, instance_uid, instance_number)
     _set_series(seg, source, study)
-    _set_references(seg, kept)
+    _set_references(seg, kept, source.series.multi_frame)
     dimension_uid = generate_uid(entropy_srcs=[instance_uid, "dimensions"])
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
@@ -144,7 +146,7 @@ def _labels_only(mask: Volume) -> Volume:
 
 def _segmentation(
     source: Source, segments: Sequence[int], options: SegOptions, series_uid: str, instance_uid: str, number: int
-) -> tuple[hd.seg.Segmentation, list[SourceFrame]]:
+) -> tuple[hd.seg.Segmentation, list[Frame]]:
     """The object, its references still to the stand-ins, and the source frames in the order of the stand-ins."""
     stack = source.fit.stack
     kept = sorted(source.fit.labels) or list(range(len(stack.frames)))
@@ -168,7 +170,7 @@ def _segmentation(
     header = source.series.header
     created = _moment(options.created, header)
     seg = hd.seg.Segmentation(
-        source_images=_stand_ins(stack, frames, source.series.uid, header),
+        source_images=_stand_ins(stack, frames, header),
         pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
@@ -196,12 +198,13 @@ def _segmentation(
     return seg, frames
 
 
-def _stand_ins(stack: Stack, frames: Sequence[SourceFrame], series_uid: str, header: Dataset) -> list[Dataset]:
+def _stand_ins(stack: Stack, frames: Sequence[Frame], header: Dataset) -> list[Dataset]:
     """A single-frame header for each frame, numbered from 1. The first carries patient and study."""
     stand_ins = []
-    spacing_mm = stack.spacing_mm
-    thickness_mm = frames[0].thickness_mm or spacing_mm or min(frames[0].pixel_spacing_mm)
-    frame_of_reference = header.get("FrameOfReferenceUID") or generate_uid(entropy_srcs=[series_uid, "frame"])
+    first = stack.frames[0]
+    series_uid, spacing = first.instance.series_uid, spacing_mm(stack)
+    thickness = _decimal(header.get("SliceThickness")) or spacing or min(first.pixel_mm)
+    frame_of_reference = first.frame_of_reference_uid or generate_uid(entropy_srcs=[series_uid, "frame of reference"])
     for number, frame in enumerate(frames, start=1):
         stand_in = _patient_and_study(header) if number == 1 else Dataset()
         stand_in.SOPClassUID = MRImageStorage
@@ -210,20 +213,32 @@ def _stand_ins(stack: Stack, frames: Sequence[SourceFrame], series_uid: str, hea
         stand_in.SeriesInstanceUID = series_uid
         stand_in.FrameOfReferenceUID = frame_of_reference
         stand_in.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
-        stand_in.Modality = str(header.get("Modality") or "OT")
+        stand_in.Modality = first.instance.modality or "OT"
         stand_in.Rows, stand_in.Columns = frame.shape
-        stand_in.ImageOrientationPatient = [format_number_as_ds(value) for value in frames[0].orientation]
-        stand_in.ImagePositionPatient = [format_number_as_ds(float(value)) for value in frame.origin]
-        stand_in.PixelSpacing = [format_number_as_ds(value) for value in frame.pixel_spacing_mm]
-        stand_in.SliceThickness = format_number_as_ds(thickness_mm)
-        if spacing_mm:
-            stand_in.SpacingBetweenSlices = format_number_as_ds(spacing_mm)
+        stand_in.ImageOrientationPatient = _decimals(*first.direction[:, 2], *first.direction[:, 1])
+        stand_in.ImagePositionPatient = _decimals(*frame.origin)
+        stand_in.PixelSpacing = _decimals(*first.pixel_mm)
+        stand_in.SliceThickness = _decimals(thickness)
+        if spacing:
+            stand_in.SpacingBetweenSlices = _decimals(spacing)
         if str(header.get("LossyImageCompression", "")) == "01":
             for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
                 if keyword in header:
                     stand_in[keyword] = header[keyword]
         stand_ins.append(stand_in)
     return stand_ins
+
+
+def _decimals(*values: float) -> list[str]:
+    """Values of a Decimal String: 16 characters each, and no "-0.0"."""
+    return [format_number_as_ds(float(value) + 0.0) for value in values]
+
+
+def _decimal(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _stand_in_uid(number: int) -> str:
@@ -243,7 +258,7 @@ def _patient_and_study(header: Dataset) -> Dataset:
             element = header[tag]
             for value in element.value if element.VM > 1 else [element.value]:
                 validate_value(element.VR, value, config.RAISE)
-        except (ValueError, TypeError, NotImplementedError):
+        except UNREADABLE:
             continue
         if element.VR != "SQ":
             copy.add(deepcopy(element))  # a data set that shares elements with another changes both
@@ -281,40 +296,45 @@ def _character_set(header: Dataset, descriptions: Sequence[Dataset]) -> str | No
 
 
 def _set_series(seg: Dataset, source: Source, study: Study) -> None:
-    """Series Number beyond all of the study's, the same for all objects of one source series."""
+    """Series Number beyond those of all images of the study, the same for all objects of one source series."""
     order = list(study.series).index(source.series.uid)
-    number = max(study.series_numbers, default=0) + 1000 + order
+    numbers = [int(_decimal(series.header.get("SeriesNumber")) or 0) for series in study.series.values()]
+    number = max(numbers) + 1000 + order
     seg.SeriesNumber = number if 0 < number <= _IS_LIMIT else 1000 + order
     if "TimezoneOffsetFromUTC" in source.series.header:
         seg.TimezoneOffsetFromUTC = source.series.header.TimezoneOffsetFromUTC
 
 
-def _set_references(seg: Dataset, frames: Sequence[SourceFrame]) -> None:
+def _set_references(seg: Dataset, frames: Sequence[Frame], multi_frame: Container[str]) -> None:
     """Point every reference at the real instance, and frame, instead of at its stand-in."""
+    classes = {frame.instance.sop_instance_uid: sop_class_of(frame) for frame in frames}
     by_stand_in = {_stand_in_uid(number): frame for number, frame in enumerate(frames, start=1)}
     for group in seg.PerFrameFunctionalGroupsSequence:
         item = group.DerivationImageSequence[0].SourceImageSequence[0]  # one object for all segments of a frame
         if frame := by_stand_in.get(item.ReferencedSOPInstanceUID):
-            _refer(item, frame.header)
-            if frame.number is not None:
-                item.ReferencedFrameNumber = frame.number
-    instances = {str(frame.header.SOPInstanceUID): frame.header for frame in frames}
-    seg.SourceImageSequence = [_refer(Dataset(), header) for header in instances.values()]
-    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [
-        _refer(Dataset(), header) for header in instances.values()
-    ]
+            uid = frame.instance.sop_instance_uid
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = classes[uid], uid
+            if uid in multi_frame:
+                item.ReferencedFrameNumber = frame.index + 1
+    seg.SourceImageSequence = _references(classes)
+    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = _references(classes)
 
 
-def _refer(item: Dataset, header: Dataset) -> Dataset:
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    return item
+def _references(classes: Mapping[str, str]) -> list[Dataset]:
+    """An item for each {SOP Instance UID: SOP Class UID}."""
+    items = []
+    for uid, sop_class in classes.items():
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+        items.append(item)
+    return items
 
 
 def _volumes_ml(source: Source, segments: Sequence[int], names: Sequence[str]) -> dict[str, float]:
     """Volume of each segment as written; slices count with their distance."""
     stack = source.fit.stack
-    row_mm, column_mm = stack.frames[0].pixel_spacing_mm
-    voxel_ml = row_mm * column_mm * (stack.spacing_mm or 0.0) / 1000
+    row_mm, column_mm = stack.frames[0].pixel_mm
+    voxel_ml = row_mm * column_mm * (spacing_mm(stack) or 0.0) / 1000
     counts: Any = sum(
         (np.bincount(labels.ravel(), minlength=max(segments) + 1) for labels in source.fit.labels.values()),
         start=np.zeros(max(segments) + 1, np.int64),
