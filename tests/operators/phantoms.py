@@ -134,7 +134,7 @@ def make_phantom(
     }
     stored = _noise_with_marks(random, shape, dtype) if array is None else array.astype(dtype)
     volume = Volume(
-        stored * slope + intercept if (slope, intercept) != (1, 0) else stored,
+        stored * np.float64(slope) + intercept if (slope, intercept) != (1, 0) else stored,
         affine_lps(origin, direction_of(orientation), spacing_mm),
     )
     marks = tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clara_flow.operators.dicom_reader.report import Converted, Refused, Report, Slice, count_reasons
@@ -65,6 +65,15 @@ class _Outcome:
     refused: list[Refused]
     left_out: list[LeftOut]
 
+    def refuse(self, stack: Stack, problem: StackUnusable) -> None:
+        """Keep the reason; stacks of a series that share one are told as one, such as the planes of a localiser."""
+        instance, slices = stack.frames[0].instance, len(stack.frames)
+        for place, known in enumerate(self.refused):
+            if known.reason == str(problem):
+                self.refused[place] = replace(known, slices=known.slices + slices)
+                return
+        self.refused.append(Refused(instance.series_uid, instance.modality, slices, str(problem)))
+
 
 def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str) -> _Outcome:
     unique, repeated = _without_repeats(frames)
@@ -77,14 +86,14 @@ def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str
             grid_of(stack)
             usable.append(stack)
         except StackUnusable as problem:
-            outcome.refused.append(_refused(stack, problem))
+            outcome.refuse(stack, problem)
     for suffix, stack in enumerate(usable, start=1):
         uid = stack.frames[0].instance.series_uid
         name = f"{uid}-{suffix}.{image_format}" if len(usable) > 1 else f"{uid}.{image_format}"
         try:
             read, volume, broken = _read(stack)
         except StackUnusable as problem:
-            outcome.refused.append(_refused(stack, problem))
+            outcome.refuse(stack, problem)
             continue
         write_volume(output_dir / name, volume)
         outcome.converted.append(_converted(name, read, volume))
@@ -101,8 +110,8 @@ def _check_study(found: Found) -> None:
         raise StudyUnusable(f"the input folder holds no DICOM image ({reasons}); give a folder of DICOM files")
     if found.patients > 1:
         raise StudyUnusable(
-            f"the input folder holds {found.patients} patients (they differ in Patient ID); "
-            "give one patient's files, so that no result goes to another"
+            f"the input folder holds {found.patients} patients (their Patient IDs differ, or names and birth dates "
+            "where there is no ID); give one patient's files, so that no result goes to another"
         )
 
 
@@ -149,11 +158,6 @@ def _read(stack: Stack) -> tuple[Stack, Volume, list[LeftOut]]:
         return rest, Volume(read_voxels(readable), grid_of(rest)), broken
     except StackUnusable as reason:
         raise StackUnusable(f"{reason}, because the pixel data of {len(broken)} files cannot be decoded") from None
-
-
-def _refused(stack: Stack, reason: Exception) -> Refused:
-    instance = stack.frames[0].instance
-    return Refused(instance.series_uid, instance.modality, len(stack.frames), str(reason))
 
 
 def _converted(name: str, stack: Stack, volume: Volume) -> Converted:

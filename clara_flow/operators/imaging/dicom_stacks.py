@@ -95,7 +95,8 @@ def _spacing(places: np.ndarray) -> float:
         if np.abs(places - (places[0] + mean * np.arange(len(places)))).max() <= mean / 2:
             return mean
     missing = np.rint(steps / usual).astype(int) - 1
-    if (np.abs(steps - (missing + 1) * usual) <= (missing + 1) * _tolerance(usual)).all() and missing.any():
+    is_regular = (np.abs(steps - (missing + 1) * usual) <= (missing + 1) * _tolerance(usual)).all()
+    if is_regular and 0 < missing.sum() <= len(places):
         gaps = [
             f"{missing[i]} between {places[i]:.1f} and {places[i + 1]:.1f} mm along the normal"
             for i in np.flatnonzero(missing)
