@@ -8,6 +8,7 @@ from pathlib import Path
 
 import docker_engine as engines
 import pytest
+from brain_model_fixture import brain_model  # noqa: F401
 from house_fixture import house, input_folder  # noqa: F401
 from platform_fixture import platform, platform_settings  # noqa: F401
 

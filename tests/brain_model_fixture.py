@@ -1,4 +1,4 @@
-"""Fixtures of the operators' tests."""
+"""The brain extraction model for tests: made once, kept between sessions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def brain_model() -> Path:
     """Folder of the brain extraction model, made once and kept; skips where the package deepbet cannot be fetched."""
     from clara_flow.operators.brain_extraction.prepare_model import PrepareError, prepare
 
-    folder = Path(__file__).parents[2] / ".cache" / "models" / "brain_extraction_deepbet"
+    folder = Path(__file__).parents[1] / ".cache" / "models" / "brain_extraction_deepbet"
     try:
         prepare(folder, progress=lambda share, message: None)
     except PrepareError as problem:
