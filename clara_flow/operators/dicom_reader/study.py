@@ -51,6 +51,7 @@ def read_study(
         converted += outcome.converted
         refused += outcome.refused
         left_out += outcome.left_out
+        warnings += [f"{name}: {warning}" for warning in outcome.warnings]
         warnings += [f"{name} gives no volume of {reason}" for reason in outcome.refused]
     report = Report(tuple(converted), tuple(refused), tuple(left_out), (*count_reasons(left_out), *warnings))
     report.write(output_dir)
@@ -64,6 +65,7 @@ class _Outcome:
     converted: list[Converted]
     refused: list[Refused]
     left_out: list[LeftOut]
+    warnings: list[str]
 
     def refuse(self, stack: Stack, problem: StackUnusable) -> None:
         """Keep the reason; stacks of a series that share one are told as one, such as the planes of a localiser."""
@@ -77,7 +79,7 @@ class _Outcome:
 
 def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str) -> _Outcome:
     unique, repeated = _without_repeats(frames)
-    outcome = _Outcome([], [], repeated)
+    outcome = _Outcome([], [], repeated, [])
     usable: list[Stack] = []
     stacks = split_into_stacks(unique)
     for stack in stacks:
@@ -91,13 +93,12 @@ def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str
         uid = stack.frames[0].instance.series_uid
         name = f"{uid}-{suffix}.{image_format}" if len(usable) > 1 else f"{uid}.{image_format}"
         try:
-            read, volume, broken = _read(stack)
+            read, volume = _read(stack, outcome)
         except StackUnusable as problem:
             outcome.refuse(stack, problem)
             continue
         write_volume(output_dir / name, volume)
         outcome.converted.append(_converted(name, read, volume))
-        outcome.left_out += broken
     return outcome
 
 
@@ -141,23 +142,29 @@ def _check_worth(stack: Stack, stacks: Sequence[Stack]) -> None:
         raise StackUnusable("a single slice of another orientation, size or place than the rest of its series")
 
 
-def _read(stack: Stack) -> tuple[Stack, Volume, list[LeftOut]]:
-    """The stack with its voxels; without the files that cannot be decoded where the rest is a volume still.
+def _read(stack: Stack, outcome: _Outcome) -> tuple[Stack, Volume]:
+    """The stack with its voxels; shorter at its ends where files there cannot be read, which the outcome tells.
 
-    Raises StackUnusable.
+    Raises StackUnusable where no volume is left: slices between others are never left out, for the rest could pass for
+    a whole stack of wider spacing.
     """
-    try:
-        return stack, Volume(read_voxels(stack.frames), grid_of(stack)), []
-    except PixelsUnreadable as problem:
-        broken = [LeftOut(file, reason) for file, reason in problem.reasons.items()]
-        readable = tuple(frame for frame in stack.frames if frame.instance.file not in problem.reasons)
-    if not readable:
-        raise StackUnusable(broken[0].reason)
-    rest = Stack(readable, stack.label)
-    try:
-        return rest, Volume(read_voxels(readable), grid_of(rest)), broken
-    except StackUnusable as reason:
-        raise StackUnusable(f"{reason}, because the pixel data of {len(broken)} files cannot be decoded") from None
+    broken: dict[str, str] = {}
+    while True:
+        places = [place for place, frame in enumerate(stack.frames) if frame.instance.file not in broken]
+        lost = len(stack.frames) - len(places)
+        if lost and (not places or places[-1] - places[0] >= len(places)):
+            cause = next(iter(broken.values()))
+            raise StackUnusable(cause if not places else f"{lost} of its slices cannot be read: {cause}")
+        rest = Stack(tuple(stack.frames[place] for place in places), stack.label)
+        try:
+            volume = Volume(read_voxels(rest.frames), grid_of(rest))
+        except PixelsUnreadable as problem:
+            broken |= problem.reasons
+            outcome.left_out += [LeftOut(file, reason) for file, reason in problem.reasons.items()]
+            continue
+        if lost:
+            outcome.warnings.append(f"a volume ends {_slices(lost)} early, for the pixel data there cannot be read")
+        return rest, volume
 
 
 def _converted(name: str, stack: Stack, volume: Volume) -> Converted:

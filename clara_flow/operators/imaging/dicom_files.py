@@ -11,7 +11,7 @@ import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +19,7 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.tag import Tag
-from pydicom.uid import UID, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 ORIENTATION_TOLERANCE = 0.01
 """How far row and column direction may be from unit length and a right angle: two decimals are seen in practice."""
@@ -64,6 +64,8 @@ class Instance:
     patient         who it is of, only to be compared: (Patient ID, name, birth date).
     transfer_syntax how its pixels are encoded.
     image_type      Image Type (PS3.3 C.7.6.1.1.2), upper case.
+    fault           why its pixels cannot be read; empty when nothing speaks against it. Its frames count all the same:
+                    the others would seem to make a whole without them.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class Instance:
     modality: str
     image_type: tuple[str, ...]
     transfer_syntax: UID
+    fault: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +213,7 @@ def _frames(instance: Instance, header: Dataset, stream: BinaryIO) -> list[Frame
     if "ModalityLUTSequence" in header:
         raise _NoImage("its values need a Modality LUT, which is not supported")
     frame_bytes = int(rows) * int(columns) * int(_number(header, "BitsAllocated") or 16) // 8
-    _check_pixels(instance.transfer_syntax, stream, count * frame_bytes)
+    instance = replace(instance, fault=_fault(instance.transfer_syntax, stream, count * frame_bytes))
     shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     shape = (int(rows), int(columns))
     if not own:
@@ -223,33 +226,32 @@ def _finder(own: Dataset, shared: Dataset) -> Callable[[str], Dataset]:
     return lambda group: (own.get(group) or shared.get(group) or [Dataset()])[0]
 
 
-def _check_pixels(syntax: UID, stream: BinaryIO, expected_bytes: int) -> None:
-    """Raises _NoImage where the pixel data are missing or shorter than they should be, or cannot be decoded here."""
-    if syntax == "1.2.840.10008.1.2.1.99":
-        return  # deflated: what stands where is known once it is inflated
+def _fault(syntax: UID, stream: BinaryIO, expected_bytes: int) -> str:
+    """Why the pixel data cannot be read: missing, shorter than they should be, or not to be decoded here; else ""."""
     if not syntax.is_transfer_syntax:
-        raise _NoImage("its transfer syntax is not one of the standard")
-    endian = "<" if syntax.is_little_endian or syntax.is_compressed else ">"
+        return "its transfer syntax is not one of the standard"
+    if syntax == DeflatedExplicitVRLittleEndian:
+        return ""  # what stands where is known once it is inflated
+    if syntax.is_compressed:
+        return "" if _is_decodable(syntax) else f"its transfer syntax cannot be decoded here: {syntax.name}"
     element = stream.read(12)
     if len(element) < 12:
-        raise _NoImage("it ends before its pixel data")
+        return "it ends before its pixel data"
+    endian = "<" if syntax.is_little_endian else ">"
     if Tag(struct.unpack(f"{endian}HH", element[:4])) != _PIXEL_DATA:
-        raise _NoImage("it has no pixel data, or they are floating-point numbers")
-    if syntax.is_compressed:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            raise _NoImage(f"its transfer syntax cannot be decoded here: {syntax.name}")
-        return
-    value = stream.tell() - 4 * syntax.is_implicit_VR
+        return "its pixel data are not whole numbers"
     (length,) = struct.unpack(f"{endian}L", element[4:8] if syntax.is_implicit_VR else element[8:12])
-    there = os.fstat(stream.fileno()).st_size - value
+    there = os.fstat(stream.fileno()).st_size - (stream.tell() - 4 * syntax.is_implicit_VR)
     if length != _UNDEFINED_LENGTH:
         there = min(there, length)
-    if there < expected_bytes:
-        raise _NoImage(f"its pixel data are cut off: {there} of {expected_bytes} bytes")
+    return f"its pixel data are cut off: {there} of {expected_bytes} bytes" if there < expected_bytes else ""
+
+
+def _is_decodable(syntax: UID) -> bool:
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def _frame(

@@ -16,7 +16,7 @@ from clara_flow.operators.imaging.dicom_files import Frame
 
 
 class PixelsUnreadable(ValueError):
-    """Frames whose pixel data cannot be decoded.
+    """Frames whose pixel data cannot be read.
 
     reasons     {file: why}, each a clause without the file's name.
     """
@@ -31,8 +31,10 @@ def read_voxels(frames: Sequence[Frame]) -> np.ndarray:
 
     int16 where all values fit, else int32; float32 where a slope or intercept is no whole number, or values do not fit
     int32. MONOCHROME1 is not inverted: it tells how to show values, not what they are (PS3.3 C.7.6.3.1.2).
-    Raises PixelsUnreadable naming all files that are broken.
+    Raises PixelsUnreadable naming the files with a fault, before anything is decoded, or those that do not decode.
     """
+    if faults := {frame.instance.file: frame.instance.fault for frame in frames if frame.instance.fault}:
+        raise PixelsUnreadable(faults)
     is_whole = all(float(value).is_integer() for frame in frames for value in frame.rescale)
     voxels = np.empty((len(frames), *frames[0].shape), np.int16 if is_whole else np.float32)
     reasons: dict[str, str] = {}
