@@ -409,7 +409,8 @@ def test_pydicom_s_own_files_never_stop_the_reader(study: Path, output: Path) ->
 
 def test_examples_in_docstrings_are_true() -> None:
     outcome = doctest.testmod(report_module)
-    assert (outcome.attempted, outcome.failed) == (2, 0)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
 
 
 def run_operator(study: Path, output: Path, **variables: str) -> tuple[int, str]:
