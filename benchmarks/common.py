@@ -127,11 +127,11 @@ def summary(seconds: list[float]) -> dict[str, float]:
     }
 
 
-def write(name: str, figures: dict[str, Any]) -> Path:
-    """Write `results/<name>.json` with what the machine was."""
+def write(results: Path, name: str, figures: dict[str, Any]) -> Path:
+    """Write `<results>/<name>.json` with what the machine was."""
     from importlib.metadata import version
 
-    RESULTS.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     facts = {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0)),
@@ -139,7 +139,7 @@ def write(name: str, figures: dict[str, Any]) -> Path:
         "prefect": version("prefect"),
         "load_1min": round(os.getloadavg()[0], 2),
     }
-    path = RESULTS / f"{name}.json"
+    path = results / f"{name}.json"
     path.write_text(json.dumps({"benchmark": name, "machine": facts, "figures": figures}, indent=2) + "\n")
     sys.stdout.write(path.read_text())
     return path

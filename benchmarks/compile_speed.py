@@ -33,7 +33,7 @@ def definition(operators: int) -> str:
     return yaml.safe_dump({"api-version": "0.4.0", "name": "large", "operators": rows}, sort_keys=False)
 
 
-def main(scale: Scale) -> Path:
+def main(scale: Scale, results: Path) -> Path:
     """Measure and write the result."""
     text = definition(1000)
     result = compile_pipeline(text, source="large.yaml")
@@ -44,6 +44,7 @@ def main(scale: Scale) -> Path:
     found = [p for p in compile_pipeline(broken, source="broken.yaml").problems if p.code == "P11"]
     assert len(found) == 100, len(found)
     return write(
+        results,
         "compile_speed",
         {
             "operators": 1000,

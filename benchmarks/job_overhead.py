@@ -85,7 +85,7 @@ def _with_worker(
     return summary(seconds[1:])
 
 
-def main(scale: Scale) -> Path:
+def main(scale: Scale, results: Path) -> Path:
     """Measure and write the result."""
     import asyncio
 
@@ -106,4 +106,4 @@ def main(scale: Scale) -> Path:
             ratio = (ours["median_s"] - floor) / (theirs["median_s"] - floor)
             figures[f"prefect process worker, polling {name}"] = theirs | {"our_overhead_ratio": round(ratio, 3)}
         figures["aim"] = {"our_overhead_ratio": 0.35}
-    return write("job_overhead", figures)
+    return write(results, "job_overhead", figures)

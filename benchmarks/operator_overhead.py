@@ -80,7 +80,7 @@ def measure(ground: Bench, scale: Scale, runtime: str, image: str | None, base_u
     }
 
 
-def main(scale: Scale) -> Path:
+def main(scale: Scale, results: Path) -> Path:
     """Measure and write the result."""
     import docker_engine
     import pytest
@@ -96,4 +96,4 @@ def main(scale: Scale) -> Path:
         else:
             figures["docker"] = measure(ground, scale, "docker", image, base_url)
             figures["aim"] = {"docker per_operator_over_bare": 1.25}
-    return write("operator_overhead", figures)
+    return write(results, "operator_overhead", figures)

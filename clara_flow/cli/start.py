@@ -22,7 +22,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(INTERRUPTED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the last line of defence; the traceback is kept
         _say(f"a bug in clara-flow: {type(error).__name__}: {error}\nPlease report it with {_keep_traceback()}")
         sys.exit(BUG)
 

@@ -1,0 +1,28 @@
+"""The benchmarks run, small, in every test run, so that they cannot rot. What they measure is not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["compile_speed", "operator_overhead", "job_overhead"])
+def test_it_runs_and_reports(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", name, "--smoke", "--results", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert report["benchmark"] == name
+    assert "aim" in report["figures"] or "not_measured" in report["figures"].get("docker", {})
