@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pydicom.data
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from operators.phantoms import Phantom, make_phantom
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -71,6 +73,20 @@ def test_missing_slices_are_counted_and_placed(study: Path, output: Path, orient
         "3 slices are missing: 2 between 2.0 and 8.0 mm along the normal, 1 between 10.0 and 14.0 mm along the normal"
     )
     assert [path.name for path in output.iterdir()] == ["reader-report.json"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(gone=st.sets(st.integers(1, 10), min_size=1, max_size=3), is_shuffled=st.booleans(), seed=st.integers(0, 2**32))
+def test_no_missing_slice_goes_unnoticed(
+    tmp_path_factory: pytest.TempPathFactory, gone: set[int], is_shuffled: bool, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("gaps")
+    phantom = make_phantom(shape=(12, 2, 2), orientation="oblique", is_shuffled=is_shuffled, seed=seed)
+    phantom.datasets[:] = [dataset for index, dataset in enumerate(phantom.datasets) if index not in gone]
+    phantom.write(folder / "in")
+    assert f"{len(gone)} slice{'s are' if len(gone) > 1 else ' is'} missing" in reason_of(
+        read_study(folder / "in", folder)
+    )
 
 
 @pytest.mark.parametrize(("shift_mm", "is_read"), [(0.015, True), (0.03, False)])
@@ -176,6 +192,20 @@ def test_two_traits_together_tell_volumes_apart(study: Path, output: Path) -> No
         phantom.write(study / str(number))
     labels = [made.label for made in read_study(study, output).series]
     assert sorted(tuple(label) for label in labels) == [("temporal position", "echo")] * 4
+
+
+def test_time_points_of_a_multi_frame_image_are_told_apart(study: Path, output: Path) -> None:
+    phantom = make_phantom(shape=(6, 4, 4), enhanced=True)
+    groups = phantom.datasets[0].PerFrameFunctionalGroupsSequence
+    for index, group in enumerate(groups):
+        group.FrameContentSequence[0].TemporalPositionIndex = index // 3 + 1
+        group.PlanePositionSequence = groups[index % 3].PlanePositionSequence
+    phantom.write(study)
+    report = read_study(study, output)
+    assert [made.label for made in report.series] == [{"temporal position": "1"}, {"temporal position": "2"}]
+    assert [[source.frame for source in made.slices] for made in report.series] == [[1, 2, 3], [4, 5, 6]]
+    for made, stored in zip(report.series, np.split(phantom.stored, 2), strict=True):
+        assert np.array_equal(read_volume(output / made.file).array, stored)
 
 
 def test_stacks_of_other_orientation_size_or_frame_of_reference_are_volumes_of_their_own(
@@ -296,17 +326,18 @@ def test_other_objects_are_left_out_with_their_reasons(study: Path, output: Path
     other("o9", NumberOfFrames=2)
     other("p1", ModalityLUTSequence=[Dataset()])
     other("p2", SeriesInstanceUID="../../outside")
+    other("p5", PhotometricInterpretation="RGB\nforged line")
     other("p3", ImagePositionPatient=["nan", 0, 0])
     (study / "p4").write_text("a letter")
     (study / "DICOMDIR").write_bytes(b"any")
     report = read_study(study, output)
     assert len(report.series) == 1
     reasons = {file.file: file.reason for file in report.skipped_files}
-    assert sorted(reasons) == ["o1", "o2", "o3", "o4", "o5", "o6", "o8", "o9", "p1", "p2", "p3", "p4"]
+    assert sorted(reasons) == ["o1", "o2", "o3", "o4", "o5", "o6", "o8", "o9", "p1", "p2", "p3", "p4", "p5"]
     for name, part in {
         "o1": "segmentation", "o2": "radiotherapy", "o3": "colour", "o4": "where it lies", "o5": "right angle",
         "o6": "not positive", "o8": "not an image", "o9": "where each lies", "p1": "Modality LUT",
-        "p2": "not a DICOM file", "p3": "where it lies", "p4": "not a DICOM file",
+        "p2": "not a DICOM file", "p3": "where it lies", "p4": "not a DICOM file", "p5": "a colour image (?)",
     }.items():  # fmt: skip
         assert part in reasons[name]
 

@@ -105,7 +105,7 @@ def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str
 def _check_study(found: Found) -> None:
     """Raises StudyUnusable where nothing may be made of the folder."""
     if not found.instances and not found.left_out:
-        raise StudyUnusable("the input folder holds no files; was a study sent?")
+        raise StudyUnusable("the input folder holds no files to read; was a study sent?")
     if not found.instances:
         reasons = "; ".join(count_reasons(found.left_out))
         raise StudyUnusable(f"the input folder holds no DICOM image ({reasons}); give a folder of DICOM files")

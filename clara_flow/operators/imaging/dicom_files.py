@@ -33,6 +33,7 @@ _DERIVED_CLASSES = {
 }
 _PIXEL_DATA = Tag(0x7FE0, 0x0010)
 _UID = re.compile(r"[0-9][0-9.]{0,63}")  # volumes are named by it: nothing else may get into a path
+_CODE = re.compile(r"[A-Z0-9_ ]{0,16}")
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _HEADER = [
@@ -186,7 +187,7 @@ def _instance(path: Path, file: str, header: Dataset) -> Instance:
         _text(header, "SeriesInstanceUID"),
         _text(header, "SOPInstanceUID"),
         int(_number(header, "InstanceNumber") or 0),
-        _text(header, "Modality").upper(),
+        _code(header, "Modality"),
         _words(header, "ImageType"),
         UID(syntax),
     )
@@ -201,7 +202,7 @@ def _frames(instance: Instance, header: Dataset, stream: BinaryIO) -> list[Frame
     rows, columns = _number(header, "Rows"), _number(header, "Columns")
     if not rows or not columns:
         raise _NoImage("not an image")
-    samples, colours = _number(header, "SamplesPerPixel") or 1, _text(header, "PhotometricInterpretation")
+    samples, colours = _number(header, "SamplesPerPixel") or 1, _code(header, "PhotometricInterpretation")
     if samples != 1 or colours not in ("", "MONOCHROME1", "MONOCHROME2"):
         raise _NoImage(f"a colour image ({colours})")
     count = int(_number(header, "NumberOfFrames") or 1)
@@ -324,6 +325,12 @@ def _count_patients(patients: list[tuple[str, tuple[str, str, str]]]) -> int:
 def _text(dataset: Dataset, name: str) -> str:
     value = dataset.get(name)
     return "" if value is None else str(value).strip()
+
+
+def _code(dataset: Dataset, name: str) -> str:
+    """A code string (VR CS); `?` for what is none, because codes get into messages and anything may stand in a file."""
+    value = _text(dataset, name)
+    return value if _CODE.fullmatch(value) else "?"
 
 
 def _words(dataset: Dataset, name: str) -> tuple[str, ...]:
