@@ -32,6 +32,7 @@ soak: $(VENV)/.dev system-packages-test ## long fault and flood runs
 
 docs: $(VENV)/.dev ## regenerate the generated reference pages
 	$(PYTHON) -m clara_flow.flows.definition.schema > docs/reference/pipeline-definition.schema.json
+	$(PYTHON) -m clara_flow.infra.images.reference > docs/reference/operators.md
 	$(PYTHON) -m clara_flow.settings > docs/reference/clara-flow.toml
 
 lock: $(VENV)/.dev ## resolve all dependencies again (versions and hashes, no index addresses)
