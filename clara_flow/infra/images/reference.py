@@ -9,14 +9,16 @@ import sys
 
 from clara_flow.infra.images.catalog import BundledOperator, Catalog, Port, bundled
 
+INTRODUCTION = """# Bundled operators
+
+Made by `make docs` from the `operator.yaml` files; do not edit. Folders are those inside a container; an input or output
+without a name is the operator's only one.
+"""
+
 
 def reference(catalog: Catalog) -> str:
     """The page's text."""
-    parts = [
-        "# Bundled operators\n\n"
-        "Made by `make docs` from the `operator.yaml` files; do not edit. Folders are those inside a container; an input or "
-        "output\nwithout a name is the operator's only one.\n"
-    ]
+    parts = [INTRODUCTION]
     parts += [_section(operator, catalog) for operator in catalog.operators.values()]
     return "\n".join(parts)
 
