@@ -27,7 +27,7 @@ HEALTH_TIMEOUT_S = 2.0
 STOP_GRACE_S = 10.0
 POLL_S = 0.02
 SHOWN_LOG_LINES = 5
-APPLICATION = "prefect.server.api.server:create_app"
+PROGRAM = "clara_flow.deployments.prefect_server"
 
 
 def api_url(settings: Settings) -> str:
@@ -51,6 +51,8 @@ def client_environment(settings: Settings) -> dict[str, str]:
     environment = {
         "PREFECT_API_URL": api_url(settings),
         "PREFECT_HOME": str(home(settings)),
+        "PREFECT_PROFILES_PATH": str(home(settings) / "profiles.toml"),  # or the user's variable would name his own
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a server of its own, on SQLite
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the task logs are in the UI and in the log files
         "DO_NOT_TRACK": "1",
     }
@@ -69,7 +71,11 @@ def server_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.prefect_url(settings),
         "PREFECT_SERVER_API_HOST": settings.host,
         "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
-        "PREFECT_SERVER_UI_API_URL": api_url(settings),
+        "PREFECT_SERVER_UI_API_URL": "/api",  # on whatever name the browser has found it by
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home(settings) / "ui"),  # an installation may be read-only
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Prefect's default lets the pages of every web site that somebody here looks at talk to the API.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api_url(settings).removesuffix("/api"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "DO_NOT_TRACK": "1",
@@ -98,7 +104,7 @@ def processes(settings: Settings) -> list[psutil.Process]:
         process
         for process in psutil.process_iter(["cwd", "cmdline", "status"])
         if process.info["cwd"] == own
-        and APPLICATION in (process.info["cmdline"] or ())
+        and PROGRAM in (process.info["cmdline"] or ())
         and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
 
@@ -130,10 +136,7 @@ class OwnService(Service):
         settings = self.settings
         self.end()
         ports.require_free(self.title, settings.host, settings.prefect_port, "CLARA_FLOW_PREFECT_PORT")
-        # Prefect's own `prefect server start` does the same after a second of command-line imports.
-        command = [sys.executable, "-P", "-m", "uvicorn", APPLICATION, "--factory"]
-        command += ["--host", settings.host, "--port", str(settings.prefect_port)]
-        command += ["--timeout-keep-alive", "5", "--log-level", "warning"]
+        command = [sys.executable, "-P", "-m", PROGRAM, settings.host, str(settings.prefect_port)]
         environment = server_environment(settings)
         with naming_storage_problems(settings.data_dir):
             home(settings).mkdir(parents=True, exist_ok=True)
