@@ -11,8 +11,8 @@ from clara_flow.infra.images.catalog import BundledOperator, Catalog, Port, bund
 
 INTRODUCTION = """# Bundled operators
 
-Made by `make docs` from the `operator.yaml` files; do not edit. Folders are those inside a container; an input or output
-without a name is the operator's only one.
+Made by `make docs` from the `operator.yaml` files; do not edit. Folders are those inside a container; an input or
+output without a name is the operator's only one.
 """
 
 
