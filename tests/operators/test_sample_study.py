@@ -71,6 +71,15 @@ def test_a_folder_with_other_files_is_not_touched(
     assert precious.read_text() == "ten years of work"
 
 
+def test_another_orientation_with_as_many_slices_is_not_taken_for_this_one(small_head: Path, tmp_path: Path) -> None:
+    head = read_volume(small_head)
+    paths = sample_study.make_study(head, tmp_path / "study", name="small", orientation="axial")
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(FileExistsError, match="holds other files"):
+        sample_study.make_study(head, tmp_path / "study", name="small", orientation="oblique")
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_a_missing_head_names_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample_study.main(["--output", str(tmp_path / "x"), "--source", str(tmp_path / "none.nii")]) == 1
     assert "install Debian's mricron-data" in capsys.readouterr().err

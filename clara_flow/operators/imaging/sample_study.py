@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -69,19 +70,20 @@ def make_study(head: Volume, output: Path, *, name: str, orientation: str) -> li
 
     head        intensities 0..4095 after rounding; any orientation.
 
-    A folder that holds such a study already is left as it is. Raises FileExistsError when it holds anything else.
+    A folder that holds this very study already is left as it is. Raises FileExistsError when it holds anything else,
+    such as another head or orientation.
     """
     volume = oriented(head, orientation)
     paths = [output / f"IM{number:04d}.dcm" for number in range(1, volume.shape[0] + 1)]
+    series = generate_uid(entropy_srcs=["clara-flow sample", name, orientation, "series"])
     if output.exists() and (found := sorted(output.iterdir())):
-        if found == paths:
+        if found == paths and _series_of(paths[0]) == series:
             return paths
         raise FileExistsError(f"{output} holds other files; choose another folder")
     pixels = np.clip(np.rint(volume.array), 0, 4095).astype(np.uint16)
     uids = {
         part: generate_uid(entropy_srcs=["clara-flow sample", name, orientation, part]) for part in ("study", "frame")
     }
-    series = generate_uid(entropy_srcs=["clara-flow sample", name, orientation, "series"])
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -91,6 +93,11 @@ def make_study(head: Volume, output: Path, *, name: str, orientation: str) -> li
         dataset.save_as(partial / path.name, enforce_file_format=True)
     partial.replace(output)
     return paths
+
+
+def _series_of(path: Path) -> str:
+    """Series Instance UID of a file; empty where it has none. Orientations may share a number of slices, not a UID."""
+    return str(dcmread(path, force=True, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID", ""))
 
 
 def _instance(
