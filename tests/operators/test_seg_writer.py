@@ -18,10 +18,11 @@ from operators.phantoms import ORIENTATIONS, direction_of, make_phantom
 from pydicom.uid import CTImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 
+from clara_flow.operators.dicom_reader.study import read_study as read_volumes
 from clara_flow.operators.dicom_seg_writer.matching import NoSource, read_hints
 from clara_flow.operators.dicom_seg_writer.source import read_study
 from clara_flow.operators.dicom_seg_writer.writer import MaskUnusable, SegOptions, write_seg
-from clara_flow.operators.imaging import Volume, write_volume
+from clara_flow.operators.imaging import Volume, find_volumes, read_volume, write_volume
 from clara_flow.operators.imaging.geometry import affine_lps
 
 DCIODVFY = shutil.which("dciodvfy")
@@ -170,6 +171,23 @@ def test_the_object_covers_exactly_the_masks_voxels(
     assert seg.FrameOfReferenceUID == phantom_on(volume, uid, seed=seed).frame_of_reference_uid
     assert_refers_to_source(seg, tmp_path / "study")
     assert_valid(facts.path)
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_from_the_readers_volume_back_to_the_slices(tmp_path, orientation, is_reversed, enhanced):
+    phantom = phantom_on(grid(orientation), series_uid(), is_reversed=is_reversed, enhanced=enhanced)
+    phantom.write(tmp_path / "study")
+    (tmp_path / "volumes").mkdir()
+    read_volumes(tmp_path / "study", tmp_path / "volumes")
+    (path,) = find_volumes(tmp_path / "volumes")
+    volume = read_volume(path)
+    mask = volume.with_array((volume.array > 60).astype(np.uint8))
+    facts, seg = written(tmp_path, mask, path.name)
+    assert np.array_equal(voxels_of(seg, phantom.volume), phantom.volume.array > 60)
+    assert (facts.found_by, facts.resampled) == ("file name", False)
+    assert_refers_to_source(seg, tmp_path / "study")
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -504,7 +522,7 @@ def test_a_study_without_images_is_refused(tmp_path):
         written(tmp_path, blobs(grid()), "brain.mhd")
 
 
-@pytest.mark.parametrize("fault", ["missing", "truncated in its header", "truncated in its pixels", "not DICOM"])
+@pytest.mark.parametrize("fault", ["missing", "truncated in its header", "not DICOM"])
 def test_a_slice_that_is_missing_under_the_mask_is_an_error(tmp_path, fault):
     volume = grid()
     uid = write_series(tmp_path / "study", volume, series_uid())
@@ -512,12 +530,22 @@ def test_a_slice_that_is_missing_under_the_mask_is_an_error(tmp_path, fault):
     if fault == "missing":
         victim.unlink()
     else:
-        end = {"truncated in its header": 400, "truncated in its pixels": -50, "not DICOM": 100}[fault]
+        end = {"truncated in its header": 400, "not DICOM": 100}[fault]
         victim.write_bytes(victim.read_bytes()[:end])
     mask = volume.with_array(volume.array.copy())
     mask.array[2:5, 2:6, 2:6] = 1
     with pytest.raises(NoSource, match=r"33\.3% of the mask lies where its series has no slice.*missing or truncated"):
         written(tmp_path, mask, f"{uid}.mhd")
+
+
+def test_a_slice_that_is_truncated_in_its_pixels_still_has_a_place(tmp_path):
+    volume = grid()
+    uid = write_series(tmp_path / "study", volume, series_uid())
+    victim = sorted((tmp_path / "study").iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:-50])
+    mask = blobs(volume)
+    _, seg = written(tmp_path, mask, f"{uid}.mhd")
+    assert np.array_equal(voxels_of(seg, mask), mask.array)
 
 
 # ---------------------------------------------------------------- attributes

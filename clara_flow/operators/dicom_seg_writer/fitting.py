@@ -20,7 +20,6 @@ SAME_GRID_TOLERANCE_VOXELS = 0.1
 
 _NO_EFFECT_VOXELS = 1e-3  # an index that changes less along a whole row is constant
 _BEYOND_VOXELS = (0.25, 1.0)  # how far a mask's voxel may lie beyond the frames: along their normal, within their plane
-_CHUNK = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,25 +126,31 @@ def _distance_to_grid(start: np.ndarray, down: np.ndarray, right: np.ndarray, sh
 
 def _uncovered(mask: Volume, stack: Stack) -> float:
     """Share of the mask's non-zero voxels whose centre lies in no frame's slab."""
-    indices = np.argwhere(mask.array)
-    if indices.size == 0:
-        return 0.0
-    first = stack.frames[0]
-    normal, offsets = first.direction[:, 0], offsets_mm(stack)
+    first, offsets = stack.frames[0], offsets_mm(stack)
     origins = np.array([frame.origin for frame in stack.frames])
+    normal, in_plane = first.direction[:, 0], [step / (step @ step) for step in _steps(first)]
     voxel_mm = float(np.abs(normal @ mask.affine_lps[:3, :3]).max())
     slab_mm = (spacing_mm(stack) or voxel_mm) / 2 + _BEYOND_VOXELS[0] * voxel_mm
-    covered = 0
-    for begin in range(0, len(indices), _CHUNK):
-        places = mask.position_mm(indices[begin : begin + _CHUNK])
-        along = places @ normal
-        upper = np.clip(np.searchsorted(offsets, along), 0, len(offsets) - 1)
+    beyond = 0.5 + _BEYOND_VOXELS[1] * float(mask.spacing_mm.max()) / np.array(first.pixel_mm)
+    wanted = covered = 0
+    for number, plane in enumerate(mask.array):
+        rows, columns = np.nonzero(plane)
+        if rows.size == 0:
+            continue
+        depth = _along(normal, mask, number, rows, columns)
+        upper = np.clip(np.searchsorted(offsets, depth), 0, len(offsets) - 1)
         lower = np.maximum(upper - 1, 0)
-        nearest = np.where(np.abs(along - offsets[lower]) < np.abs(along - offsets[upper]), lower, upper)
-        inside = np.abs(along - offsets[nearest]) <= slab_mm
-        for step, size in zip(_steps(first), first.shape, strict=True):
-            pixel = np.einsum("ij,j->i", places - origins[nearest], step) / (step @ step)
-            beyond = 0.5 + _BEYOND_VOXELS[1] * float(mask.spacing_mm.max()) / float(np.linalg.norm(step))
-            inside &= (pixel >= -beyond) & (pixel <= size - 1 + beyond)
+        nearest = np.where(np.abs(depth - offsets[lower]) < np.abs(depth - offsets[upper]), lower, upper)
+        inside = np.abs(depth - offsets[nearest]) <= slab_mm
+        for axis, size, reach in zip(in_plane, first.shape, beyond, strict=True):
+            pixel = _along(axis, mask, number, rows, columns) - (origins @ axis)[nearest]
+            inside &= (pixel >= -reach) & (pixel <= size - 1 + reach)
+        wanted += rows.size
         covered += int(np.count_nonzero(inside))
-    return 1 - covered / len(indices)
+    return 1 - covered / wanted if wanted else 0.0
+
+
+def _along(axis: np.ndarray, mask: Volume, number: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(voxels,): places of voxels of slice `number` along `axis`, a (3,) vector in patient coordinates."""
+    slice_step, row_step, column_step, start = axis @ mask.affine_lps[:3]
+    return np.asarray(start + slice_step * number + row_step * rows + column_step * columns)
