@@ -327,7 +327,7 @@ def check_platform(settings: Settings) -> Findings:
             yield Finding(f"port {port}", level, reason, remedy)
         else:
             yield Finding(f"port {port}", Level.OK, f"is free ({setting})")
-    if not server.is_external and prefect_server.client_host(settings) not in {"127.0.0.1", "localhost", "[::1]"}:
+    if not server.is_external and settings.host not in {"127.0.0.1", "localhost", "::1"}:
         text = f"listens on {settings.host}: whoever reaches it can run programs here, for Prefect asks for no password"
         yield Finding("network", Level.NOTE, text, "Keep CLARA_FLOW_HOST at 127.0.0.1, or put a firewall before it.")
 

@@ -131,11 +131,14 @@ class OwnService(Service):
         """Process id of the server."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
-    def start(self) -> None:
-        """Start it, after ending what an earlier supervisor left; it answers some seconds later."""
-        settings = self.settings
+    def prepare(self) -> None:
+        """End the server of a killed supervisor, see that the port is free."""
         self.end()
-        ports.require_free(self.title, settings.host, settings.prefect_port, "CLARA_FLOW_PREFECT_PORT")
+        ports.require_free(self.title, self.settings.host, self.settings.prefect_port, "CLARA_FLOW_PREFECT_PORT")
+
+    def start(self) -> None:
+        """Start it; it answers some seconds later."""
+        settings = self.settings
         command = [sys.executable, "-P", "-m", PROGRAM, settings.host, str(settings.prefect_port)]
         environment = server_environment(settings)
         with naming_storage_problems(settings.data_dir):
@@ -197,12 +200,15 @@ class ExternalService(Service):
     def __init__(self, settings: Settings) -> None:
         self.address = api_url(settings)
 
-    def start(self) -> None:
+    def prepare(self) -> None:
         """Raises ServiceError when it does not answer: whoever runs it must start it first."""
         if problem := self.problem():
             raise ServiceError(
                 self.title, problem, remedy="Is it started, and is CLARA_FLOW_PREFECT_API_URL right (it ends in /api)?"
             )
+
+    def start(self) -> None:
+        """Nothing: its start is not ours."""
 
     def is_alive(self) -> bool:
         """Always: its start is not ours."""

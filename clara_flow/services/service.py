@@ -30,12 +30,17 @@ class Service(ABC):
         """Process id of ours; None when it does not run, or is external."""
         return None
 
+    def prepare(self) -> None:
+        """Clear away what a killed supervisor left that is in the way, and look whether `start` can succeed.
+
+        All services are prepared before the first is started, so that a wrong setting is told at once. Raises a
+        ClaraFlowError.
+        """
+        return
+
     @abstractmethod
     def start(self) -> None:
-        """Start it, ending or taking over what a killed supervisor left of it; it may answer later (`problem`).
-
-        Raises a ClaraFlowError when it cannot be started.
-        """
+        """Start it; it may answer later (`problem`). Raises a ClaraFlowError when it cannot be started."""
 
     @abstractmethod
     def is_alive(self) -> bool:

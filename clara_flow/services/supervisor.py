@@ -72,9 +72,10 @@ class Supervisor:
                 return False
             try:
                 self._begin()
-                for service in self.services:
-                    if not self.stop.is_set():
-                        self._start(service)
+                for step in (self._prepare, self._start):
+                    for service in self.services:
+                        if not self.stop.is_set():
+                            self._try(step, service)
                 if not self.stop.is_set():
                     on_up(self._state)
                 while not self.stop.wait(WATCH_EVERY_S):
@@ -106,19 +107,23 @@ class Supervisor:
             )
         )
 
-    def _start(self, service: Service) -> None:
-        """Start one service and wait until it answers, or until `stop` is set."""
-        self.on_progress(f"{'Looking for' if service.is_external else 'Starting'} {service.title}")
-        self._set(service, "starting")
+    def _try(self, step: Callable[[Service], None], service: Service) -> None:
+        """One step of the start; what keeps it from succeeding is also noted for `clara-flow status`."""
         try:
-            service.start()
-            self._set(service, "starting")
-            self._await_answer(service)
+            step(service)
         except ClaraFlowError as error:
             self._set(service, "stopped", message=str(error))
             raise
 
-    def _await_answer(self, service: Service) -> None:
+    def _prepare(self, service: Service) -> None:
+        service.prepare()
+
+    def _start(self, service: Service) -> None:
+        """Start one service and wait until it answers, or until `stop` is set."""
+        self.on_progress(f"{'Looking for' if service.is_external else 'Starting'} {service.title}")
+        self._set(service, "starting")
+        service.start()
+        self._set(service, "starting")
         limit_s = self.settings.service_start_timeout_s
         deadline = time.monotonic() + limit_s
         while problem := service.problem():
@@ -166,6 +171,7 @@ class Supervisor:
         health.answered_at = time.monotonic()  # its time to answer begins now
         self._set(service, "unhealthy", message="it is being started again", restarted=True)
         try:
+            service.prepare()
             service.start()
         except ClaraFlowError as error:
             self._set(service, "unhealthy", message=str(error))

@@ -230,20 +230,6 @@ def test_two_ups_at_once_start_one_platform(platform: PlatformHandle, fresh: Set
     assert not StateFile(fresh.data_dir).is_supervised()
 
 
-def test_up_in_the_foreground_runs_until_ctrl_c(stopped: Settings) -> None:
-    command = start(stopped, "up")
-    assert command.stdout is not None
-    assert any("Ctrl-C stops it." in line for line in command.stdout)
-    assert look(stopped).is_up
-    press_ctrl_c(command)
-    out, err = command.communicate(timeout=30)
-    assert (command.returncode, out, err) == (0, "Stopped.\n", "")
-    assert processes_below(stopped.data_dir) == []
-    done = clara_flow(stopped, "status")
-    assert done.returncode == 4
-    assert "prefect     stopped" in done.stdout
-
-
 @pytest.mark.parametrize("command", [["up"], ["up", "--detach"]])
 def test_ctrl_c_while_it_starts_leaves_nothing(stopped: Settings, command: list[str]) -> None:
     process = start(stopped, *command)
@@ -427,20 +413,31 @@ def test_external_services_are_used_and_left_alone(
     assert [entry["state"] for entry in after["services"]] == ["unknown", "unknown"]
 
 
-def test_our_prefect_server_on_an_external_postgresql(fresh: Settings, external_database: str) -> None:
+def test_up_in_the_foreground_on_an_external_postgresql_runs_until_ctrl_c(
+    fresh: Settings, external_database: str
+) -> None:
     prefect_database = external_database.replace("/test_", "/absent_")
     outside = {"CLARA_FLOW_DATABASE_URL": external_database, "CLARA_FLOW_PREFECT_DATABASE_URL": prefect_database}
-    refused = clara_flow(fresh, "up", "--detach", **outside)
+    refused = clara_flow(fresh, "up", **outside)
     assert refused.returncode == 4
     assert "the database of the Prefect server cannot be used" in refused.stderr
     assert "CREATE DATABASE" in refused.stderr
-    # Without the second address it is `prefect` on the same server, which an embedded one has.
-    del outside["CLARA_FLOW_PREFECT_DATABASE_URL"]
-    done = clara_flow(fresh, "up", "--detach", **outside)
-    assert done.returncode == 0, done.stderr
+    # Without the second address it is `prefect` on the same server, which this one has.
+    command = start(fresh, "up", CLARA_FLOW_DATABASE_URL=external_database)
+    assert command.stdout is not None
+    assert any("Ctrl-C stops it." in line for line in command.stdout)
+    assert look(fresh).is_up
     before, _, after = external_database.rpartition("?")
     with psycopg.connect(f"{before.rpartition('/')[0]}/prefect?{after}") as connection:
         assert connection.execute("SELECT to_regclass('flow_run') IS NOT NULL").fetchone() == (True,)
+    press_ctrl_c(command)
+    out, err = command.communicate(timeout=30)
+    assert (command.returncode, out, err) == (0, "Stopped.\n", "")
+    assert processes_below(fresh.data_dir) == []
+    stopped = clara_flow(fresh, "status", CLARA_FLOW_DATABASE_URL=external_database)
+    assert stopped.returncode == 4
+    assert "postgresql  unknown" in stopped.stdout
+    assert "prefect     stopped" in stopped.stdout
 
 
 def test_external_services_that_do_not_answer(fresh: Settings) -> None:

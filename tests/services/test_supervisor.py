@@ -20,6 +20,8 @@ from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFi
 from clara_flow.services.supervisor import Supervisor
 from clara_flow.settings import Settings, load_settings
 
+PREPARED = ["prepare first", "prepare second"]
+
 
 class Flag(Service):
     """A service that is a file: it is alive while the file exists, and answers while the file is empty."""
@@ -32,6 +34,12 @@ class Flag(Service):
         self.story = story
         self.refusals = 0
         self.words = ""
+
+    def prepare(self) -> None:
+        """Note that it was asked, refuse an impossible one."""
+        self.story.append(f"prepare {self.name}")
+        if self.words == "impossible":
+            raise ServiceError(self.title, "it is impossible", remedy="Change it.")
 
     def start(self) -> None:
         """Make the file, unless it is to be refused."""
@@ -93,7 +101,7 @@ def test_services_start_in_order_and_stop_in_reverse(house: House) -> None:
     with house.running():
         assert house.up[0].is_up
         assert house.status("first").state == "running"
-    assert house.story == ["start first", "start second", "end second", "end first"]
+    assert house.story == [*PREPARED, "start first", "start second", "end second", "end first"]
     assert {house.status(name).state for name in ("first", "second")} == {"stopped"}
     assert StateFile(house.settings.data_dir).read().pid == 0
 
@@ -103,9 +111,17 @@ def test_what_cannot_start_ends_what_had_started(house: House) -> None:
     with pytest.raises(ServiceError, match="second: it is refused"):
         house.supervisor.run(house.up.append)
     assert house.up == []
-    assert house.story == ["start first", "start second", "end second", "end first"]
+    assert house.story == [*PREPARED, "start first", "start second", "end second", "end first"]
     assert "it is refused" in house.status("second").message
     assert house.status("first").message == ""
+
+
+def test_a_wrong_setting_of_the_last_is_told_before_the_first_starts(house: House) -> None:
+    house.second.words = "impossible"
+    with pytest.raises(ServiceError, match="second: it is impossible"):
+        house.supervisor.run()
+    assert "start first" not in house.story
+    assert "it is impossible" in house.status("second").message
 
 
 def test_what_does_not_answer_in_time_is_told(house: House) -> None:
@@ -133,7 +149,8 @@ def test_what_is_silent_for_too_long_is_ended_and_started_again(house: House) ->
         assert house.status("second").state == "unhealthy"
         eventually(lambda: house.status("second").restarts == 1, within_s=20)
         eventually(lambda: house.status("second").state == "running", within_s=20)
-    assert house.story[:4] == ["start first", "start second", "end second", "start second"]
+    started = ["start first", "start second", "end second", "prepare second", "start second"]
+    assert house.story[:7] == [*PREPARED, *started]
 
 
 def test_a_state_that_cannot_be_written_ends_nothing(house: House) -> None:
