@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import gdcm
 import highdicom
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from operators.phantoms import ORIENTATIONS, Phantom, make_phantom
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from pydicom.uid import JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid
 
 from clara_flow.operators.dicom_reader.report import Report
 from clara_flow.operators.dicom_reader.study import read_study
@@ -156,6 +157,24 @@ def test_compressed_pixels(folders, syntax: str) -> None:
         dataset.compress(syntax, generate_instance_uid=False)
     study, output = folders()
     phantom.write(study)
+    assert_is(only_volume(read_study(study, output), output), phantom)
+
+
+def test_jpeg_lossless(folders) -> None:
+    phantom = make_phantom(shape=(3, 16, 16), dtype="uint16")
+    study, output = folders()
+    for path in phantom.write(study):
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+        assert dcmread(path).file_meta.TransferSyntaxUID == JPEGLosslessSV1
     assert_is(only_volume(read_study(study, output), output), phantom)
 
 
