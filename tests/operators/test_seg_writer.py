@@ -606,6 +606,7 @@ def with_values(**values):
         without("FrameOfReferenceUID", "PositionReferenceIndicator"),
         without("SeriesNumber", "SeriesDescription", "InstanceNumber", "Manufacturer"),
         without("SliceThickness"),
+        without("StudyInstanceUID"),
         with_values(StudyID="", PatientID="", SeriesNumber=None, SeriesDescription=""),
         with_values(PatientName="Müller^Jörg", SpecificCharacterSet="ISO_IR 100"),
         with_values(PatientName="Yamada^Tarou=山田^太郎", SpecificCharacterSet=["", "ISO 2022 IR 87"]),
@@ -679,6 +680,16 @@ def test_another_mask_in_the_same_job_is_another_instance_of_the_same_series(tmp
 # ---------------------------------------------------------------- the operator
 
 
+# no file may grow beyond 4 KiB: what a full disk is to the operator, without filling one
+LIMITED_MAIN = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+from clara_flow.operators.dicom_seg_writer.__main__ import main
+main()
+"""
+
+
 class Stage:
     """A writer stage with its folders; `run` calls the operator as the platform does."""
 
@@ -688,9 +699,9 @@ class Stage:
             path.mkdir()
         self.manifest = folder / "manifest.json"
 
-    def run(self, *, job="6f1c2b1e-7a53-4f0e-9a5e-0a4b6a0a9f11", **variables):
+    def run(self, *, command=(sys.executable, "-m", "clara_flow.operators.dicom_seg_writer"), **variables):
         document = {
-            "job_id": job,
+            "job_id": "6f1c2b1e-7a53-4f0e-9a5e-0a4b6a0a9f11",
             "stage": "seg-writer",
             "inputs": [
                 {"name": "segmentation", "from": "brain", "path": str(self.masks)},
@@ -702,7 +713,7 @@ class Stage:
         self.manifest.write_text(json.dumps(document))
         environment = {"PATH": os.environ["PATH"], "CLARA_IO_MANIFEST": str(self.manifest), "SOURCE_DATE_EPOCH": "1"}
         return subprocess.run(
-            [sys.executable, "-m", "clara_flow.operators.dicom_seg_writer"],
+            command,
             env={**environment, **variables},
             capture_output=True,
             text=True,
@@ -747,6 +758,18 @@ def test_one_bad_mask_fails_the_operator_and_the_others_are_written(stage):
     assert "mask 1 of 2 gives no segmentation: the mask is empty" in done.stdout
     assert [path.name for path in stage.output.iterdir()] == [f"{uid}-2.dcm"]
     assert "Traceback" not in done.stdout
+
+
+def test_a_full_disk_is_told_and_leaves_no_file(stage):
+    volume = grid(shape=(40, 64, 64))
+    uid = write_series(stage.study, volume, series_uid())
+    write_volume(stage.masks / f"{uid}.mhd", volume.with_array(np.ones(volume.shape, np.uint8)))
+    limited = [sys.executable, "-c", LIMITED_MAIN]
+    done = stage.run(command=limited)
+    assert done.returncode == 1
+    assert "its segmentation written: File too large" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert list(stage.output.iterdir()) == []
 
 
 def test_an_allowed_empty_mask_is_told(stage):

@@ -50,6 +50,9 @@ def execute(driver: Driver, payload: Payload) -> bool:
         except (MaskUnusable, NoSource, VolumeFileError, GeometryError) as problem:
             log.error(f"mask {number} of {len(masks)} gives no segmentation: {problem}")
             continue
+        except OSError as problem:
+            log.error(f"mask {number} of {len(masks)} cannot be read, or its segmentation written: {problem.strerror}")
+            continue
         _tell(f"mask {number} of {len(masks)}", written)
         facts.append(written)
     driver.report("metrics", {"segmentations": [_record(written) for written in facts], "masks": len(masks)})

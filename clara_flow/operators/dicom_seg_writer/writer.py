@@ -8,6 +8,7 @@ instances and frames.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Container, Mapping, Sequence
 from copy import deepcopy
@@ -29,8 +30,9 @@ from clara_flow.operators.dicom_seg_writer.source import UNREADABLE, Study, sop_
 from clara_flow.operators.imaging import Volume, read_volume
 from clara_flow.operators.imaging.dicom_files import Frame
 from clara_flow.operators.imaging.dicom_stacks import Stack
+from clara_flow.operators.sdk import replace_file
 
-IMPLEMENTATION_TEXT = "clara-flow"
+MANUFACTURER = "clara-flow"
 _IS_LIMIT = 2**31 - 1  # of an Integer String, PS3.5 6.2
 _LAST_GROUP = 0x0040  # the modules of patient and study end here
 _TYPE_2 = (  # present, maybe empty: Patient, General Study (PS3.3 C.7.1.1, C.7.2.1)
@@ -100,8 +102,8 @@ def write_seg(
     instance_number     unique among the objects of this job and stage that have the same source series.
 
     The same mask, source, options and time give the same bytes; SOP Instance UID depends on mask, source, job and
-    stage, Series Instance UID on source, job and stage. Raises MaskUnusable, matching.NoSource, VolumeFileError,
-    GeometryError.
+    stage, Series Instance UID on source, job and stage. The file is there whole or not at all.
+    Raises MaskUnusable, matching.NoSource, VolumeFileError, GeometryError, OSError.
     """
     mask = _labels_only(read_volume(mask_path))
     values = [int(value) for value in np.unique(mask.array) if value != 0]
@@ -121,7 +123,9 @@ def write_seg(
     dimension_uid = generate_uid(entropy_srcs=[instance_uid, "dimensions"])
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = dimension_uid
-    seg.save_as(output_path, enforce_file_format=True)
+    content = io.BytesIO()
+    seg.save_as(content, enforce_file_format=True)
+    replace_file(output_path, content.getvalue())
     return SegFacts(
         output_path,
         int(seg.NumberOfFrames),
@@ -178,7 +182,7 @@ def _segmentation(
         series_number=1,
         sop_instance_uid=instance_uid,
         instance_number=number,
-        manufacturer=IMPLEMENTATION_TEXT,
+        manufacturer=MANUFACTURER,
         manufacturer_model_name="DICOM SEG Writer",
         software_versions=__version__,
         device_serial_number=hashlib.sha256(options.stage.encode()).hexdigest()[:16],
@@ -205,11 +209,12 @@ def _stand_ins(stack: Stack, frames: Sequence[Frame], header: Dataset) -> list[D
     series_uid, spacing = first.instance.series_uid, spacing_mm(stack)
     thickness = _decimal(header.get("SliceThickness")) or spacing or min(first.pixel_mm)
     frame_of_reference = first.frame_of_reference_uid or generate_uid(entropy_srcs=[series_uid, "frame of reference"])
+    study_uid = header.get("StudyInstanceUID") or generate_uid(entropy_srcs=[series_uid, "study"])
     for number, frame in enumerate(frames, start=1):
         stand_in = _patient_and_study(header) if number == 1 else Dataset()
         stand_in.SOPClassUID = MRImageStorage
         stand_in.SOPInstanceUID = _stand_in_uid(number)
-        stand_in.StudyInstanceUID = header.StudyInstanceUID
+        stand_in.StudyInstanceUID = study_uid
         stand_in.SeriesInstanceUID = series_uid
         stand_in.FrameOfReferenceUID = frame_of_reference
         stand_in.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")

@@ -20,7 +20,7 @@ from clara_flow.operators.imaging import (
     read_volume,
     volume_suffix,
 )
-from clara_flow.operators.sdk import Driver, Payload, log
+from clara_flow.operators.sdk import Driver, Payload, log, replace_file
 from clara_flow.operators.volume_montage.montage import draw_montage
 
 
@@ -43,7 +43,11 @@ def execute(driver: Driver, payload: Payload) -> bool:
             log.error(f"volume {number} of {len(paths)} cannot be drawn: {problem}")
             return False
         name = "montage.png" if len(paths) == 1 else f"{_stem(path)}.png"
-        (target / name).write_bytes(picture)
+        try:
+            replace_file(target / name, picture)
+        except OSError as problem:
+            log.error(f"picture {number} of {len(paths)} cannot be written to {target}: {problem.strerror}")
+            return False
         with Image.open(target / name) as drawn:
             log.info("picture drawn", width=drawn.width, height=drawn.height, bytes=len(picture))
     return True
