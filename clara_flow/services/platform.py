@@ -131,12 +131,14 @@ def look(settings: Settings) -> PlatformState:
 
 
 def _clear(settings: Settings, file: StateFile) -> bool:
-    """End what a killed supervisor left, with its lock held. Returns whether there was anything."""
-    services = services_of(settings)
-    ended = [service.end() for service in reversed(services)]
+    """End what a killed supervisor left, with its lock held. Returns whether there was anything.
+
+    Servers of ours are looked for whatever `settings` say: it may have been started with others.
+    """
+    ended = [prefect_server.OwnService(settings).end(), postgres.EmbeddedService(settings).end()]
     state = file.read()
     if state.pid:
-        left = tuple(_unwatched(service, None, settings) for service in services)
+        left = tuple(_unwatched(service, None, settings) for service in services_of(settings))
         file.write(replace(state, pid=0, started="", services=left))
     return any(ended)
 

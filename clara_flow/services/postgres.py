@@ -112,9 +112,18 @@ class ExternalService(Service):
 
     def start(self) -> None:
         """Reach it, bring our tables up to date, see that Prefect's database is there where ours uses it."""
+        from sqlalchemy.exc import DBAPIError
+
         from clara_flow.records.database import migrate
 
-        migrate(records_url(self.settings))
+        try:
+            migrate(records_url(self.settings))
+        except DBAPIError as error:
+            raise ServiceError(
+                self.title,
+                f"our tables cannot be made in {self.address}: {str(error.orig).strip().splitlines()[0]}",
+                remedy="Let the account own the database (ALTER DATABASE ... OWNER TO ...).",
+            ) from None
         if self.settings.prefect_api_url is None:
             self._require_prefect_database()
 

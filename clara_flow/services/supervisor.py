@@ -142,11 +142,12 @@ class Supervisor:
         return ServiceError(service.title, reason, remedy=remedy, log_path=log_path)
 
     def _watch_all(self) -> None:
-        """Look at every service once. A full disk must not end the platform: the next round tries again."""
+        """Look at every service once. A full disk or a stubborn service must not end the platform: the next round
+        tries again."""
         for service in self.services:
             try:
                 self._watch(service)
-            except StorageError as error:
+            except ClaraFlowError as error:
                 _log(str(error))
 
     def _watch(self, service: Service) -> None:

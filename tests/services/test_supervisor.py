@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from platform_fixture import command_environment, processes_below
+from postgres_fixture import new_database, session_server
 from waiting import eventually
 
 from clara_flow.errors import ServiceError
+from clara_flow.infra.postgres import EmbeddedPostgres
+from clara_flow.services import postgres
 from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
 from clara_flow.services.supervisor import Supervisor
@@ -165,6 +169,48 @@ def test_a_state_that_cannot_be_written_ends_nothing(house: House) -> None:
         house.first.file.write_text("it hangs, too")
         eventually(lambda: house.status("first").message == "it hangs, too", within_s=20)
         assert house.second.is_alive()
+
+
+def test_an_external_database_is_watched_and_not_restarted(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path / "theirs", log_path=tmp_path / "theirs.log", options={"fsync": "off"})
+    server.start()
+    try:
+        settings = load_settings(
+            data_dir=tmp_path / "data", database_url=server.url(), prefect_api_url="http://127.0.0.1:1/api"
+        )
+        house = House(settings, tmp_path)
+        house.supervisor = Supervisor(settings, services=(postgres.service_of(settings),))
+        with house.running():
+            assert house.status("postgresql").external
+            server.stop()
+            eventually(lambda: house.status("postgresql").state == "unhealthy", within_s=20)
+            assert "cannot be used" in house.status("postgresql").message
+            assert not server.is_running()
+            server.start()
+            eventually(lambda: house.status("postgresql").state == "running", within_s=20)
+            assert house.status("postgresql").restarts == 0
+        assert server.is_running()
+        assert house.status("postgresql").state == "unknown"
+    finally:
+        server.stop()
+
+
+def test_an_account_that_may_make_no_tables_is_told(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    server = session_server(pytestconfig, tmp_path_factory)
+    database = new_database(server)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        connection.execute("DROP ROLE IF EXISTS guest")
+        connection.execute("CREATE ROLE guest LOGIN")
+    url = database.replace("clara_flow@", "guest:correct-horse@")
+    service = postgres.service_of(load_settings(data_dir=tmp_path, database_url=url))
+    with pytest.raises(
+        ServiceError, match=r"our tables cannot be made in .*permission denied for schema public"
+    ) as told:
+        service.start()
+    assert "correct-horse" not in str(told.value)
 
 
 def test_a_second_supervisor_does_nothing(house: House, tmp_path: Path) -> None:
