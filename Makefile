@@ -5,7 +5,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-HOST_PYTHON := $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first interpreter that runs (a version manager's stub may not) and is of a supported version.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+HOST_PYTHON = $(shell for p in python3.12 python3.11 python3; do $$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 
 .PHONY: help demo test lint bench soak docs lock clean system-packages-demo system-packages-test
 
@@ -48,9 +50,9 @@ clean: ## remove what make made here
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@"$(HOST_PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
-	  || { echo "clara-flow needs Python 3.11 or 3.12; found: $$($(HOST_PYTHON) --version)"; exit 1; }
-	"$(HOST_PYTHON)" -m venv $(VENV)
+	@test -n "$(HOST_PYTHON)" \
+	  || { echo "clara-flow needs Python 3.11 or 3.12 (python3 is $$(python3 --version 2>&1)); install one of them"; exit 1; }
+	$(HOST_PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: locks/demo.txt pyproject.toml | $(VENV)/bin/python
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/demo.txt
