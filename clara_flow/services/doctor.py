@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -239,8 +240,8 @@ def check_docker(settings: Settings) -> Findings:
     base_url = settings.docker_base_url
     try:
         arguments = {"base_url": base_url} if base_url else docker.utils.kwargs_from_env()
-        engine = docker.APIClient(**arguments, timeout=ENGINE_TIMEOUT_S)
-        info = engine.info()
+        with closing(docker.APIClient(**arguments, timeout=ENGINE_TIMEOUT_S)) as engine:
+            info = engine.info()
     except (DockerException, requests.exceptions.RequestException, OSError) as error:
         where = base_url or os.environ.get("DOCKER_HOST") or "its default socket"
         remedy = "Start it and let this account use it (group docker), or name another by CLARA_FLOW_DOCKER_BASE_URL."
@@ -286,7 +287,9 @@ def check_postgresql(settings: Settings) -> Findings:
 
     service = postgres.service_of(settings)
     if service.is_external:
-        if problem := service.problem():
+        problem = service.problem()
+        service.end()
+        if problem:
             yield Finding("postgresql", Level.PROBLEM, problem)
         else:
             yield Finding("postgresql", Level.OK, f"external: {service.address}")

@@ -145,6 +145,13 @@ class ExternalService(Service):
             return str(error)
         return ""
 
+    def end(self) -> bool:
+        """Let go of the connection; the server runs on."""
+        if self._engine is not None:
+            self._engine.dispose()
+            self._engine = None
+        return False
+
     def _require_prefect_database(self) -> None:
         import sqlalchemy as sa
 
