@@ -93,12 +93,12 @@ def _convert_series(frames: Sequence[Frame], output_dir: Path, image_format: str
         uid = stack.frames[0].instance.series_uid
         name = f"{uid}-{suffix}.{image_format}" if len(usable) > 1 else f"{uid}.{image_format}"
         try:
-            read, volume = _read(stack, outcome)
+            volume = _read(stack, outcome)
         except StackUnusable as problem:
             outcome.refuse(stack, problem)
             continue
         write_volume(output_dir / name, volume)
-        outcome.converted.append(_converted(name, read, volume))
+        outcome.converted.append(_converted(name, stack, volume))
     return outcome
 
 
@@ -142,29 +142,19 @@ def _check_worth(stack: Stack, stacks: Sequence[Stack]) -> None:
         raise StackUnusable("a single slice of another orientation, size or place than the rest of its series")
 
 
-def _read(stack: Stack, outcome: _Outcome) -> tuple[Stack, Volume]:
-    """The stack with its voxels; shorter at its ends where files there cannot be read, which the outcome tells.
+def _read(stack: Stack, outcome: _Outcome) -> Volume:
+    """The stack's voxels on its grid.
 
-    Raises StackUnusable where no volume is left: slices between others are never left out, for the rest could pass for
-    a whole stack of wider spacing.
+    Raises StackUnusable where the pixels of any slice cannot be read: a volume without it would pass for a whole one.
     """
-    broken: dict[str, str] = {}
-    while True:
-        places = [place for place, frame in enumerate(stack.frames) if frame.instance.file not in broken]
-        lost = len(stack.frames) - len(places)
-        if lost and (not places or places[-1] - places[0] >= len(places)):
-            cause = next(iter(broken.values()))
-            raise StackUnusable(cause if not places else f"{lost} of its slices cannot be read: {cause}")
-        rest = Stack(tuple(stack.frames[place] for place in places), stack.label)
-        try:
-            volume = Volume(read_voxels(rest.frames), grid_of(rest))
-        except PixelsUnreadable as problem:
-            broken |= problem.reasons
-            outcome.left_out += [LeftOut(file, reason) for file, reason in problem.reasons.items()]
-            continue
-        if lost:
-            outcome.warnings.append(f"a volume ends {_slices(lost)} early, for the pixel data there cannot be read")
-        return rest, volume
+    try:
+        return Volume(read_voxels(stack.frames), grid_of(stack))
+    except PixelsUnreadable as problem:
+        outcome.left_out += [LeftOut(file, reason) for file, reason in problem.reasons.items()]
+        cause = next(iter(problem.reasons.values()))
+        lost = sum(frame.instance.file in problem.reasons for frame in stack.frames)
+        every = lost == len(stack.frames)
+        raise StackUnusable(cause if every else f"{lost} of its slices cannot be read: {cause}") from None
 
 
 def _converted(name: str, stack: Stack, volume: Volume) -> Converted:
