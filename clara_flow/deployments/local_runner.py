@@ -126,7 +126,6 @@ class LocalRunner:
             on_model_progress=self._on_model_progress,
         )
         self._ready.set()
-        await launcher.check()
         await reap(house, launcher.reap)
         with running_job(self._context), temporary_settings({PREFECT_API_URL: house.prefect_api_url}):
             flow = pipeline_job.with_options(name=self._plan.name, flow_run_name=f"{job.name}-{str(job.id)[:8]}")

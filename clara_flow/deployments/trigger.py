@@ -5,6 +5,7 @@ Everything that can be refused is refused here, before a record or a file exists
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from clara_flow.flows.compiler import Defaults, compile_pipeline, to_yaml
 from clara_flow.flows.definition.problem import Severity
 from clara_flow.infra.capacity import Capacity
 from clara_flow.infra.images.catalog import Catalog
+from clara_flow.infra.launchers.registry import create_launcher
 from clara_flow.infra.launchers.spec import ResourceRequest
 from clara_flow.plan import Plan
 from clara_flow.records import jobs, payloads, pipelines
@@ -146,7 +148,8 @@ def resume_job(house: House, reference: str, *, runtime: Runtime | None = None, 
 
 
 def check_plan(house: House, plan: Plan, runtime: Runtime) -> None:
-    """Raise for what this machine can never run: resources, images, models, kinds of operators."""
+    """Raise for what this machine can never run: runtime, resources, images, models, kinds of operators."""
+    asyncio.run(create_launcher(runtime, house.settings).check())
     requests = []
     for operator in plan.operators:
         refuse_what_cannot_run(operator)

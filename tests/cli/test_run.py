@@ -242,6 +242,18 @@ def test_an_image_that_does_not_exist(desk: Desk, docker_engine: str) -> None:
     assert desk.leftovers() == NOTHING
 
 
+def test_docker_without_an_engine_is_told_before_anything_is_made(desk: Desk) -> None:
+    before = {path.name for path in (desk.platform.settings.data_dir / "payloads").glob("*")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLARA_FLOW_DOCKER_BASE_URL", f"unix://{desk.folder}/nobody.sock")
+        status, _, err = desk.run("--runtime", "docker")
+    assert status == 4
+    assert "Docker" in err
+    assert "Traceback" not in err
+    assert desk.leftovers() == NOTHING
+    assert {path.name for path in (desk.platform.settings.data_dir / "payloads").glob("*")} == before
+
+
 @contextlib.contextmanager
 def tiny_disk(folder: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
