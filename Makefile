@@ -66,7 +66,7 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
 
 # Debian packages are a convenience: without them the demo takes another head, and tests that need them say so.
 define apt_install
-	@missing=$$(for p in $(1); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	@missing=$$(for p in $(1); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q ' installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then echo "no apt-get: going on without" $$missing; exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "not root: going on without" $$missing "(sudo apt-get install" $$missing")"; exit 0; fi; \

@@ -49,7 +49,9 @@ async def test_a_maker_that_makes_nothing_has_failed(tmp_path: Path) -> None:
 
 async def test_a_cancelled_wait_ends_the_maker(tmp_path: Path) -> None:
     started = asyncio.Event()
-    maker = """import json, time; print(json.dumps({"progress": 0, "message": "on"}), flush=True); time.sleep(60)"""
+    maker = """import json, threading
+print(json.dumps({"progress": 0, "message": "on"}), flush=True)
+threading.Event().wait()"""
     making = asyncio.create_task(ensure_model("net", ("-c", maker), tmp_path, lambda *_: started.set()))
     await asyncio.wait_for(started.wait(), 20)
     making.cancel()
