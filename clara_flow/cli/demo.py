@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,7 @@ def demo(
                 console.print(f"Look at:    {picture.resolve()}", markup=False, highlight=False, soft_wrap=True)
             if wait:
                 console.print("The Prefect UI stays up until Ctrl-C.", highlight=False)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 with terminating_like_ctrl_c():
                     threading.Event().wait()
         except KeyboardInterrupt:

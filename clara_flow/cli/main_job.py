@@ -73,12 +73,10 @@ def run_main_job(settings: Settings, console: Console, order: Order) -> Done:
 def _run(
     settings: Settings, platform: PlatformHandle, console: Console, order: Order, compiled: Compiled | None
 ) -> Done:
-    from clara_flow.deployments.local_runner import LocalRunner
     from clara_flow.deployments.trigger import House
     from clara_flow.infra.images.catalog import bundled
-    from clara_flow.records import jobs, payloads
+    from clara_flow.records import jobs
     from clara_flow.records.database import connect
-    from clara_flow.records.state_machine import JobStatus
 
     house = House(
         settings=settings,
@@ -87,37 +85,47 @@ def _run(
         catalog=bundled(),
     )
     job = _create(house, console, order, compiled)
-    models = _model_progress(console)
-    with LiveTable(
-        f"{job.name} ({job.id})", tuple(o.name for o in jobs.list_operators(house.engine, job.id)), console
-    ) as show:
-        try:
-            runner = LocalRunner(house, job, observer=show, on_model_progress=models)
-            with _signals(runner.cancel):
-                outcome = runner.run()
-        except KeyboardInterrupt:  # before the runner took the signals
-            jobs.cancel_job(house.engine, job.id, reason="interrupted")
-            house.store.remove(job.payload_id)
-            raise
-    page = f"{platform.prefect_ui_url}/runs/flow-run/{outcome.job.flow_run_id}"
+    try:
+        return _watch(platform, house, job, console, order)
+    except KeyboardInterrupt:
+        jobs.cancel_job(house.engine, job.id, reason="interrupted")  # does nothing to a job that is over
+        _remove_payload(house, job)
+        raise
+
+
+def _watch(platform: PlatformHandle, house: House, job: Job, console: Console, order: Order) -> Done:
+    """Run the job and copy its results out. An interruption raises KeyboardInterrupt until the results are in place."""
+    from clara_flow.deployments.local_runner import LocalRunner
+    from clara_flow.records import jobs
+    from clara_flow.records.state_machine import JobStatus
+
+    operators = tuple(operator.name for operator in jobs.list_operators(house.engine, job.id))
+    with LiveTable(f"{job.name} ({job.id})", operators, console) as show_news:
+        runner = LocalRunner(house, job, observer=show_news, on_model_progress=_model_progress(console))
+        with _signals(runner.cancel):
+            outcome = runner.run()
     if outcome.job.status is JobStatus.CANCELED:
-        house.store.remove(job.payload_id)
-        payloads.mark_removed(house.engine, job.payload_id)
         raise KeyboardInterrupt
+    page = f"{platform.prefect_ui_url}/runs/flow-run/{outcome.job.flow_run_id}"
     if outcome.job.status is not JobStatus.HEALTHY:
         console.print(f"The run:    {page}", soft_wrap=True, markup=False)
-        console.print(
-            f"Go on with: clara-flow run --resume {job.id} --output {order.target}", soft_wrap=True, markup=False
-        )
-    outcome.raise_for_status()
+        resume = f"clara-flow run --resume {job.id} --output {order.target}"
+        console.print(f"Go on with: {resume}", soft_wrap=True, markup=False)
+        outcome.raise_for_status()
     try:
-        written = copy_results(outcome.results, order.target)
+        written = copy_results(outcome.results, order.target, before_publishing=no_way_back)
     except StorageError as error:
         raise StorageError(f"{error}. They are kept in {outcome.payload.path / 'operators'}") from None
     if not order.keep:
-        house.store.remove(job.payload_id)
-        payloads.mark_removed(house.engine, job.payload_id)
+        _remove_payload(house, job)
     return Done(outcome=outcome, written=written, page=page)
+
+
+def _remove_payload(house: House, job: Job) -> None:
+    from clara_flow.records import payloads
+
+    house.store.remove(job.payload_id)
+    payloads.mark_removed(house.engine, job.payload_id)
 
 
 def _compile(settings: Settings, console: Console, order: Order) -> Compiled:
@@ -193,7 +201,14 @@ def terminating_like_ctrl_c() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)
+
+
+def no_way_back() -> None:
+    """From here on the job is a success, and a Ctrl-C that comes too late must not call it interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,17 +42,24 @@ def check_target(target: Path, source: Path | None) -> None:
         raise StorageError(f"cannot write to {target}: {error.strerror}. Choose another --output.") from None
 
 
-def copy_results(results: Sequence[ResultFolder], target: Path) -> list[Path]:
+def copy_results(
+    results: Sequence[ResultFolder], target: Path, *, before_publishing: Callable[[], None] = lambda: None
+) -> list[Path]:
     """Copy result folders to `target/<operator>[/<output>]`, replacing those of an earlier run. Returns the files.
 
-    Nothing half-written gets its final name. Raises StorageError when the disk is full or not writable; then `target`
-    is as it was.
+    Nothing half-written gets its final name: all is copied first, then named at once.
+
+    before_publishing   called when all is copied and nothing has its name yet; until then an interruption leaves
+                        `target` as it was.
+
+    Raises StorageError when the disk is full or not writable; then `target` is as it was.
     """
     partial = target / PARTIAL
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for result in results:
             shutil.copytree(result.path, partial / result.operator / result.output, copy_function=shutil.copyfile)
+        before_publishing()
         written = []
         for result in results:
             final = target / result.operator / result.output

@@ -285,7 +285,7 @@ def test_results_must_not_overlap_the_input(desk: Desk) -> None:
     assert not (desk.study / "out").exists()
 
 
-@pytest.mark.parametrize("moment_s", [0.02, 0.15, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 3.5])
+@pytest.mark.parametrize("moment_s", [0.02, 0.15, 0.4, 0.8, 1.2, 1.6, 2.0, 2.3, 2.6, 2.9, 3.2, 3.5])
 def test_ctrl_c_at_any_moment_leaves_nothing(desk: Desk, moment_s: float) -> None:
     before = {path.name for path in (desk.platform.settings.data_dir / "payloads").glob("*")}
     process = subprocess.Popen(
