@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from prefect.client.schemas.objects import State
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -129,8 +130,10 @@ class LocalRunner:
         await reap(house, launcher.reap)
         with running_job(self._context), temporary_settings({PREFECT_API_URL: house.prefect_api_url}):
             flow = pipeline_job.with_options(name=self._plan.name, flow_run_name=f"{job.name}-{str(job.id)[:8]}")
-            await flow(str(job.id), return_state=True)
+            state: State[Any] = await flow(str(job.id), return_state=True)
             await APILogHandler.aflush()  # else the last lines would be sent after this process said it is done
+            if jobs.get_job(house.engine, job.id).state is not JobState.STOPPED:
+                await state.aresult()  # raises what kept the flow from recording the job's end
 
     def _fault(self, error: BaseException) -> None:
         """Record that the machinery broke, as far as the database can be reached."""

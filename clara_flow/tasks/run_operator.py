@@ -132,10 +132,17 @@ class Step:
     async def _attempts(self, grant: Grant, waited_s: float, digest: str) -> tuple[int, ExitReport]:
         """The first attempt that ends well, with its number; only OperatorLost, which another one can heal, has one."""
         for attempt in range(1, self.operator.retries + 2):
-            await self._record(jobs.operator_started, waited_s=waited_s, digest=digest)
             self._tell("Running")
+            # The record is written while the operator starts: its milliseconds would add up over a chain of operators.
+            running = asyncio.create_task(self._attempt(attempt, grant))
             try:
-                return attempt, await self._attempt(attempt, grant)
+                await self._record(jobs.operator_started, waited_s=waited_s, digest=digest)
+            except BaseException:  # the job is not ours any more, or the database is gone: so must the operator be
+                running.cancel()
+                await asyncio.wait({running})
+                raise
+            try:
+                return attempt, await running
             except OperatorLost as error:
                 if attempt > self.operator.retries:
                     raise

@@ -15,7 +15,14 @@ from waiting import eventually
 
 from clara_flow.deployments.local_runner import JobOutcome, LocalRunner
 from clara_flow.deployments.trigger import House, compile_definition, create_job, resume_job
-from clara_flow.errors import InputError, JobFaulted, LauncherUnavailable, ResourcesNeverFit, SettingsError
+from clara_flow.errors import (
+    InputError,
+    JobFaulted,
+    LauncherUnavailable,
+    ResourcesNeverFit,
+    SettingsError,
+    StaleOwner,
+)
 from clara_flow.records import jobs
 from clara_flow.records.models import Job
 from clara_flow.records.state_machine import JobEvent, JobState, JobStatus
@@ -250,6 +257,38 @@ def _host() -> str:
     import socket
 
     return socket.gethostname()
+
+
+def test_a_runner_that_lost_its_job_neither_writes_nor_leaves_operators(
+    house: House, submit: Submit, tmp_path: Path
+) -> None:
+    gate = tmp_path / "go"
+    job = submit(*diamond(a=f"gate:{gate} copy", b="hang", c="hang"))
+
+    def lose_the_job(news: OperatorNews) -> None:
+        if (news.operator, news.state) == ("a", "Completed"):  # b and c are about to start
+            with house.engine.begin() as connection:
+                statement = sa.text("UPDATE jobs SET fence = gen_random_uuid() WHERE id = :id")
+                connection.execute(statement, {"id": job.id})
+
+    gate.touch()
+    with pytest.raises(StaleOwner, match="does not belong to process"):
+        LocalRunner(house, job, observer=lose_the_job).run()
+    payload = house.store.folder(job.payload_id)
+    assert payload.sealed("a")
+    assert payload.sealed("b") is None
+    told = {row.name: str(row.detail) for row in jobs.list_operators(house.engine, job.id)}
+    assert told == {"a": "Completed", "b": "Pending", "c": "Pending", "d": "Pending", "e": "Pending"}
+    marker = f"CLARA_JOB_ID={job.id}".encode()
+    running = [path for path in Path("/proc").glob("[0-9]*/environ") if marker in _read(path)]
+    assert running == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # the process has ended, or is another user's
+        return b""
 
 
 def test_a_broken_machinery_faults_the_job(house: House, submit: Submit) -> None:
