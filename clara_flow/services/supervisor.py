@@ -127,13 +127,13 @@ class Supervisor:
         limit_s = self.settings.service_start_timeout_s
         deadline = time.monotonic() + limit_s
         while problem := service.problem():
+            if self.stop.wait(START_POLL_S):  # first: a terminal's Ctrl-C can hit a service in the middle of its birth
+                return
             if not service.is_alive():
                 raise self._failure(service, problem, remedy="`clara-flow doctor` checks this machine.")
             if time.monotonic() > deadline:
                 remedy = "Give it more time with CLARA_FLOW_SERVICE_START_TIMEOUT_S."
                 raise self._failure(service, f"{problem} within {limit_s:g} s", remedy=remedy)
-            if self.stop.wait(START_POLL_S):
-                return
         self._health[service.name].answered_at = time.monotonic()
         self._set(service, "running")
 
