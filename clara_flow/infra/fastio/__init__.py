@@ -1,0 +1,1 @@
+"""FastIO volumes: shared memory of one job, with a hard size."""
