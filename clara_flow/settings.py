@@ -115,7 +115,15 @@ class Settings(BaseSettings):
 
     job_timeout_s: int = Field(600, gt=0, description="Time a job may run when neither it nor its definition says.")
     job_timeout_maximum_s: int = Field(1800, gt=0, description="Cap for every job timeout.")
-    stop_grace_s: float = Field(15, ge=0, description="Between the request to stop an operator and its kill.")
+    stop_grace_s: float = Field(
+        15, ge=0, description="Between the request to stop an operator that ran out of time and its kill."
+    )
+    cancel_grace_s: float = Field(
+        1, ge=0, description="Between the request to stop an operator of a cancelled job and its kill."
+    )
+    early_start: bool = Field(
+        True, description="Whether operators that can prepare may start while those before them still run."
+    )
     operator_cpu_default: int = Field(1, ge=0, description="Cores of an operator that asks for none.")
     operator_memory_default_mib: int = Field(1024, ge=1, description="Memory limit of an operator that asks for none.")
     operator_log_limit_mib: int = Field(
@@ -123,6 +131,40 @@ class Settings(BaseSettings):
     )
     storage_limit_percent: int = Field(
         80, ge=1, le=100, description="Use of the payload disk above which jobs are refused."
+    )
+
+    pool: str = Field("clara-flow", min_length=1, description="Prefect work pool that runs the jobs.")
+    tenant: str = Field("default", min_length=1, description="Tenant of jobs whose caller and pipeline name none.")
+    catalogs: tuple[Path, ...] = Field(
+        (),
+        description="Folders of operators beside the bundled ones: images.yaml and a folder with operator.yaml for each.",
+        examples=[["/etc/clara-flow/operators"]],
+    )
+    node_name: str | None = Field(
+        None, min_length=1, description="Name of this machine in the pool. Unset: its host name.", examples=["gpu-1"]
+    )
+    node_jobs: int | None = Field(
+        None, ge=1, description="Jobs that this machine runs at once. Unset: twice its cores, at least 4.", examples=[8]
+    )
+    warm_runners: int = Field(2, ge=0, description="Runners kept ready beyond those that run a job.")
+    runner_jobs: int = Field(200, ge=1, description="Jobs after which a runner is replaced by a new one.")
+    runner_memory_limit_mib: int = Field(
+        512, ge=128, description="Memory above which a runner is replaced after its job; at 4 times as much, at once."
+    )
+    lease_ttl_s: float = Field(30, gt=0, description="Time after which the leases of a silent machine end.")
+    poll_s: float = Field(5, gt=0, description="How often is looked for work in case a notice was lost.")
+    ageing_s: float = Field(900, gt=0, description="Wait after which a job goes before younger ones of any tenant.")
+    database_patience_s: float = Field(
+        60, ge=0, description="How long running jobs wait for a database that is away before they give up."
+    )
+    fastio_limit_mib: int | None = Field(
+        None,
+        ge=0,
+        description="Shared memory that FastIO volumes of this machine may take. Unset: half of /dev/shm.",
+        examples=[4096],
+    )
+    fastio_default_mib: int = Field(
+        0, ge=0, description="FastIO volume of a job whose plan cannot tell how much it needs."
     )
 
     @field_validator("database_url", "prefect_database_url")

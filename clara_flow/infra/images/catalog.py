@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -161,6 +162,22 @@ class Catalog:
 def bundled() -> Catalog:
     """The catalog of this installation, read once."""
     return Catalog.load()
+
+
+def installed(folders: Sequence[Path]) -> Catalog:
+    """The bundled operators and those of `folders`, each with its images.yaml and a folder for each operator.
+
+    Raises SettingsError for a folder that cannot be used, and for an operator or image that there is twice.
+    """
+    catalog = bundled()
+    for folder in folders:
+        if not (folder / "images.yaml").is_file():
+            raise SettingsError(f"{folder} is no folder of operators: it has no images.yaml (setting catalogs)")
+        more = Catalog.load(folder, folder / "images.yaml")
+        if twice := sorted((catalog.operators.keys() & more.operators) | (catalog.images.keys() & more.images)):
+            raise SettingsError(f"{folder}: {', '.join(twice)} is in another catalog already (setting catalogs)")
+        catalog = Catalog(catalog.operators | more.operators, catalog.images | more.images)
+    return catalog
 
 
 def image_name(reference: str) -> str:

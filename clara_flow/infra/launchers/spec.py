@@ -28,11 +28,17 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceRequest:
-    """What one running operator holds. memory_mib is a hard limit; gpu counts whole devices."""
+    """What one running operator holds.
+
+    memory_mib      a hard limit.
+    gpu             whole devices.
+    gpu_memory_mib  instead of whole devices: a share of the memory of one that others may share.
+    """
 
     cpu: int = 1
     memory_mib: int = 1024
     gpu: int = 0
+    gpu_memory_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
