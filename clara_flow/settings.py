@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     tenant: str = Field("default", min_length=1, description="Tenant of jobs whose caller and pipeline name none.")
     catalogs: tuple[Path, ...] = Field(
         (),
-        description="Folders of operators beside the bundled ones: images.yaml and a folder with operator.yaml for each.",
+        description="Folders of operators beside the bundled ones: images.yaml, and a folder for each operator.",
         examples=[["/etc/clara-flow/operators"]],
     )
     node_name: str | None = Field(

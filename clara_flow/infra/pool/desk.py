@@ -97,7 +97,7 @@ class LeaseDesk(Desk):
         self.owner = owner
         self.poll_s = poll_s
 
-    async def acquire(  # noqa: D102  as the base class says
+    async def acquire(
         self,
         operator: str,
         request: ResourceRequest,
@@ -107,6 +107,7 @@ class LeaseDesk(Desk):
         early: bool = False,
         on_wait: OnWait = lambda reason: None,
     ) -> Grant:
+        """See Desk.acquire."""
         amounts = amounts_of(request)
         if part == "gpu":
             amounts = replace(amounts, cpu=0, memory_mib=0)
@@ -144,7 +145,8 @@ class LeaseDesk(Desk):
             raise
         return Grant(lease_id=row.id, operator=operator, request=request, gpus=tuple(row.devices), part=part)
 
-    async def release(self, grant: Grant) -> None:  # noqa: D102  as the base class says
+    async def release(self, grant: Grant) -> None:
+        """See Desk.release."""
         await self._give_back(grant.operator, grant.part)
 
     async def _give_back(self, operator: str, part: str) -> None:
@@ -158,7 +160,7 @@ class GangDesk(Desk):
         self.lease_id = lease_id
         self._free = list(gpus)
 
-    async def acquire(  # noqa: D102  as the base class says
+    async def acquire(
         self,
         operator: str,
         request: ResourceRequest,
@@ -168,13 +170,15 @@ class GangDesk(Desk):
         early: bool = False,
         on_wait: OnWait = lambda reason: None,
     ) -> Grant:
+        """See Desk.acquire."""
         del limit_s, early, on_wait  # everything is there: nobody waits
         wanted = request.gpu or (1 if request.gpu_memory_mib else 0)
         gpus = tuple(self._free[:wanted])
         del self._free[:wanted]
         return Grant(lease_id=self.lease_id, operator=operator, request=request, gpus=gpus, part=part)
 
-    async def release(self, grant: Grant) -> None:  # noqa: D102  as the base class says
+    async def release(self, grant: Grant) -> None:
+        """See Desk.release."""
         self._free.extend(grant.gpus)
 
 
