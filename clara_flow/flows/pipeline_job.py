@@ -9,28 +9,26 @@ How a job ends:
     an operator ended badly                flow Failed "Faulted"      job STOPPED/FAULTED; its siblings finish
     asked to stop                          flow Cancelled             job STOPPED/CANCELED
     past its deadline                      flow Failed "TimedOut"     job STOPPED/TERMINATED
+    preempted                              flow "Requeued"            job QUEUED again; sealed operators are kept
+    its worker died                        (the reconciler says it)   the same
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import AwaitingRetry, Cancelled, Completed, Failed
 
 from clara_flow.errors import ClaraFlowError
 from clara_flow.flows import job_report
-from clara_flow.infra.capacity import Capacity, CapacityGate
-from clara_flow.infra.launchers.spec import ResourceRequest
 from clara_flow.plan import PlanOperator
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import JobEvent
 from clara_flow.tasks.ensure_models import ensure_models
-from clara_flow.tasks.job_context import CANCELLED, TIMED_OUT, JobContext, current_job
+from clara_flow.tasks.job_context import ABANDONED, CANCELLED, TIMED_OUT, JobContext, current_job
 from clara_flow.tasks.run_operator import run_operator
 from clara_flow.tasks.task_states import edge_from
 
@@ -45,12 +43,11 @@ async def pipeline_job(job_id: str) -> State:
     """
     del job_id
     job = current_job()
-    await asyncio.to_thread(jobs.begin_job, job.engine, job.job.id, job.owner, flow_run_id=UUID(str(flow_run.get_id())))
     job.start_clock()
     watchdog = asyncio.create_task(_stop_at_deadline(job))
     try:
         await _run_operators(job)
-    except ClaraFlowError as error:  # before any operator: a model that cannot be made, resources that never fit
+    except ClaraFlowError as error:  # before any operator: a model that cannot be made
         job.messages.append(str(error))
     finally:
         watchdog.cancel()
@@ -63,28 +60,13 @@ async def _stop_at_deadline(job: JobContext) -> None:
 
 
 async def _run_operators(job: JobContext) -> None:
-    """Run all operators, each as soon as its upstreams have ended; a gang when everything it asks for is free."""
+    """Run all operators, each as soon as its upstreams have ended."""
     await ensure_models(job)
-    grant = None
-    if job.plan.scheduling == "gang":
-        requests = [operator.requests for operator in job.plan.operators]
-        whole = ResourceRequest(
-            cpu=sum(r.cpu for r in requests),
-            memory_mib=sum(r.memory_mib for r in requests),
-            gpu=sum(r.gpu for r in requests),
-        )
-        machine = job.gate
-        grant = await machine.acquire("the whole job (scheduling: gang)", whole)
-        job.gate = CapacityGate(Capacity(cpu=whole.cpu, memory_mib=whole.memory_mib, gpus=grant.gpus))
-    try:
-        ends: dict[str, asyncio.Task[State]] = {}
-        for operator in job.plan.operators:  # in topological order: upstreams are there already
-            upstreams = {name: ends[name] for name in operator.upstreams}
-            ends[operator.name] = asyncio.create_task(_run_after(operator, upstreams))
-        await asyncio.gather(*ends.values())
-    finally:
-        if grant is not None:
-            machine.release(grant)
+    ends: dict[str, asyncio.Task[State]] = {}
+    for operator in job.plan.operators:  # in topological order: upstreams are there already
+        upstreams = {name: ends[name] for name in operator.upstreams}
+        ends[operator.name] = asyncio.create_task(_run_after(operator, upstreams))
+    await asyncio.gather(*ends.values())
 
 
 async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[State]]) -> State:
@@ -106,6 +88,12 @@ async def _finish(job: JobContext) -> State:
     """Record the job's end first, then show it."""
     log = get_run_logger()
     state: State[Any]
+    if job.stop_reason == ABANDONED:
+        return Failed(name="Abandoned", message="its runner stopped before the job's end")
+    if job.left_over and not (job.stop_reason or job.failures or job.messages):
+        reason = "gave its place to a more urgent job"
+        await job.record(jobs.requeue_job, job.engine, job.job.id, reason=reason, owner=job.owner)
+        return AwaitingRetry(name="Requeued", message=f"{reason}; to be done: {', '.join(job.left_over)}")
     if job.stop_reason == CANCELLED:
         event, state = JobEvent.CANCEL, Cancelled(message="cancelled on request")
     elif job.stop_reason == TIMED_OUT:
@@ -117,8 +105,8 @@ async def _finish(job: JobContext) -> State:
         event, state = JobEvent.FAULT, Failed(name="Faulted", message="\n".join(job.messages))
     else:
         event, state = JobEvent.COMPLETE, Completed(message=f"{len(job.plan.operators)} operators completed")
-    job.job = await asyncio.to_thread(jobs.finish_job, job.engine, job.job.id, job.owner, event, messages=job.messages)
-    rows = await asyncio.to_thread(jobs.list_operators, job.engine, job.job.id)
+    job.job = await job.record(jobs.finish_job, job.engine, job.job.id, job.owner, event, messages=job.messages)
+    rows = await job.record(jobs.list_operators, job.engine, job.job.id)
     try:
         await job_report.publish(job.plan, rows, job.payload)
     except Exception as error:  # noqa: BLE001  pictures are a courtesy: their failure must not touch the job

@@ -9,11 +9,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from clara_flow.errors import ClaraFlowError, OperatorError
-from clara_flow.infra.capacity import CapacityGate
 from clara_flow.infra.images.catalog import Catalog
 from clara_flow.infra.launchers.base import Launcher
 from clara_flow.infra.launchers.spec import RegistryAuth
@@ -24,23 +24,14 @@ from clara_flow.records.payload_store import PayloadFolder
 from clara_flow.settings import Settings
 from clara_flow.tasks.operator_io import JobIdentity
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorNews:
-    """Something a watcher of the job may want to show. `state` is the name that Prefect shows too."""
-
-    operator: str
-    state: str
-    message: str = ""
-    run_time_s: float | None = None
-    peak_memory_bytes: int | None = None
+if TYPE_CHECKING:
+    from clara_flow.infra.pool.desk import Desk
 
 
-Observer = Callable[[OperatorNews], None]
 ModelProgress = Callable[[str, float, str], None]
 
-
-CANCELLED, TIMED_OUT = "cancelled", "timed-out"  # why a job was asked to stop
+# Why a job was asked to stop. ABANDONED: this runner has lost it, and must neither record nor export anything more.
+CANCELLED, TIMED_OUT, ABANDONED = "cancelled", "timed-out", "abandoned"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +41,10 @@ class JobContext:
     owner       fencing token of this runner: records refuse the writes of a stale one.
     time_limit  how long the job may run; the clock starts with its flow.
     resumes     payload of the earlier job whose sealed outputs may be taken over.
-    stop        set when the job shall end early; `stop_reason` is CANCELLED or TIMED_OUT.
+    desk        where operators get their resources.
+    stop        set when the job shall end early; `stop_reason` says why.
+    yielding    set when the job shall go back to the queue: operators that run end as they would, others do not begin
+                and are `left_over`.
     models      folder of each model, once it is ready.
     deadline    UTC; stands once the clock is started.
     failures    operators that ended badly; messages: what else people must read about the job.
@@ -63,13 +57,14 @@ class JobContext:
     payload: PayloadFolder
     catalog: Catalog
     launcher: Launcher
-    gate: CapacityGate
+    desk: Desk
     owner: Owner
     time_limit: timedelta
     resumes: PayloadFolder | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: str = ""
-    observer: Observer = lambda news: None
+    yielding: asyncio.Event = field(default_factory=asyncio.Event)
+    left_over: list[str] = field(default_factory=list)
     on_model_progress: ModelProgress = lambda name, done, message: None
     models: dict[str, Path] = field(default_factory=dict)
     failures: dict[str, OperatorError] = field(default_factory=dict)
@@ -90,6 +85,16 @@ class JobContext:
             pipeline_id=str(self.job.pipeline_id),
             deadline=self.deadline.isoformat(),
         )
+
+    async def record(self, change: Callable[..., Any], *arguments: Any, **facts: Any) -> Any:
+        """Call a function of the records in a thread, and again while the database is away.
+
+        Raises what it raises; ServiceError when the database stays away for longer than the settings allow.
+        """
+        from clara_flow.records.database import persistently
+
+        patience_s = self.settings.database_patience_s
+        return await asyncio.to_thread(persistently, change, *arguments, patience_s=patience_s, **facts)
 
     def seconds_left(self) -> float:
         """Until the deadline; never below 0."""

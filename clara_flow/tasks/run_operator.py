@@ -13,22 +13,24 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from clara_flow.errors import ClaraFlowError, OperatorCancelled, OperatorError, OperatorLost
-from clara_flow.infra.capacity import Grant
 from clara_flow.infra.launchers.spec import ExitReport, LaunchSpec, ResourceRequest
 from clara_flow.plan import PlanOperator, expand_command, substitute_builtins
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import OperatorEvent
 from clara_flow.tasks import task_states
 from clara_flow.tasks.ensure_models import model_digest
-from clara_flow.tasks.job_context import JobContext, OperatorNews, current_job
+from clara_flow.tasks.job_context import JobContext, current_job
 from clara_flow.tasks.operator_io import OperatorFolders, operator_digest, prepare_io
+
+if TYPE_CHECKING:
+    from clara_flow.infra.pool.desk import Grant
 
 
 @task(persist_result=False, cache_policy=NO_CACHE)
@@ -43,6 +45,8 @@ async def run_operator(name: str, failed_upstreams: tuple[str, ...] = ()) -> Sta
         return await step.skip(f"{', '.join(failed_upstreams)} did not complete")
     if job.stop.is_set():
         return await step.skip(f"the job was {job.stop_reason}")
+    if job.yielding.is_set():
+        return step.leave_over()
     try:
         digest = await asyncio.to_thread(step.digest)
         return await step.reuse(digest) or await step.run(digest)
@@ -81,7 +85,6 @@ class Step:
             return None
         message = f"sealed by job {self.job.job.resumes}"
         await self._record(jobs.operator_ended, OperatorEvent.REUSE, message=message, digest=digest)
-        self._tell("Cached", message)
         return task_states.cached(message)
 
     async def run(self, digest: str) -> State:
@@ -92,18 +95,17 @@ class Step:
 
         def on_wait(reason: str) -> None:
             task_states.report_waiting(reason)
-            self._tell("WaitingForResources", reason)
             waits.append(asyncio.create_task(self._record(jobs.operator_waits)))
 
         grant = await self._admitted(request, on_wait)
         waited_s = time.monotonic() - asked
         try:
             if waits:
-                await waits[0]
+                await asyncio.wait(waits)
                 task_states.report_running()
             attempt, report = await self._attempts(grant, waited_s, digest)
         finally:
-            self.job.gate.release(grant)
+            await self.job.desk.release(grant)
         await asyncio.to_thread(self.job.payload.seal_outputs, self.name, digest, attempt=attempt)
         await self._record(
             jobs.operator_ended,
@@ -113,12 +115,15 @@ class Step:
             peak_memory_bytes=report.peak_memory_bytes,
             identity=report.identity,
         )
-        self._tell("Completed", run_time_s=report.run_time_s, peak_memory_bytes=report.peak_memory_bytes)
         return task_states.completed(f"ran {report.run_time_s:.2f} s")
 
     async def _admitted(self, request: ResourceRequest, on_wait: Callable[[str], None]) -> Grant:
         """The operator's resources, or OperatorCancelled when the job is stopped before they are free."""
-        acquiring = asyncio.ensure_future(self.job.gate.acquire(self.name, request, on_wait=on_wait))
+        limits = [limit for limit in (self.operator.timeout_s, self.job.seconds_left()) if limit is not None]
+        limit_s = min(limits) + self.job.settings.stop_grace_s
+        acquiring = asyncio.ensure_future(
+            self.job.desk.acquire(self.name, request, limit_s=limit_s, on_wait=on_wait)
+        )
         stopping = asyncio.ensure_future(self.job.stop.wait())
         try:
             await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,7 +137,6 @@ class Step:
     async def _attempts(self, grant: Grant, waited_s: float, digest: str) -> tuple[int, ExitReport]:
         """The first attempt that ends well, with its number; only OperatorLost, which another one can heal, has one."""
         for attempt in range(1, self.operator.retries + 2):
-            self._tell("Running")
             # The record is written while the operator starts: its milliseconds would add up over a chain of operators.
             running = asyncio.create_task(self._attempt(attempt, grant))
             try:
@@ -192,8 +196,12 @@ class Step:
     async def skip(self, reason: str) -> State:
         """Record that it did not run, and why."""
         await self._record(jobs.operator_ended, OperatorEvent.SKIP, message=reason)
-        self._tell("Skipped", reason)
         return task_states.skipped(reason)
+
+    def leave_over(self) -> State:
+        """It does not begin: its job goes back to the queue. The record keeps it PENDING."""
+        self.job.left_over.append(self.name)
+        return task_states.left_over("its job gave its place to a more urgent one")
 
     async def end_badly(self, error: OperatorError) -> State:
         """Throw away what it wrote, record how it ended."""
@@ -205,22 +213,8 @@ class Step:
             exit_code=error.facts.get("exit_code"),
         )
         self.job.failures[self.name] = error
-        state = task_states.ended_badly(error)
-        self._tell(state.name or "Failed", str(error))
-        return state
+        return task_states.ended_badly(error)
 
     async def _record(self, change: Callable[..., Any], *arguments: Any, **facts: Any) -> None:
         job = self.job
-        await asyncio.to_thread(change, job.engine, job.job.id, self.name, job.owner, *arguments, **facts)
-
-    def _tell(
-        self, state: str, message: str = "", run_time_s: float | None = None, peak_memory_bytes: int | None = None
-    ) -> None:
-        news = OperatorNews(
-            operator=self.name,
-            state=state,
-            message=message,
-            run_time_s=run_time_s,
-            peak_memory_bytes=peak_memory_bytes,
-        )
-        self.job.observer(news)
+        await job.record(change, job.engine, job.job.id, self.name, job.owner, *arguments, **facts)

@@ -5,7 +5,7 @@ The only module that touches Prefect's private API.
 Prefect lets a state have any name on one of its fixed types; the names are ours:
 
     Completed, Cached (sealed by an earlier run of the same job), Skipped (an upstream did not complete),
-    Failed, TimedOut, OutOfMemory, Cancelled, WaitingForResources
+    Failed, TimedOut, OutOfMemory, Cancelled, WaitingForResources, Preempted (its job went back to the queue)
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def cached(message: str) -> State:
 def skipped(message: str) -> State:
     """The operator did not run: one of its upstreams did not complete."""
     return Cancelled(name="Skipped", message=message)
+
+
+def left_over(message: str) -> State:
+    """The operator did not begin: its job goes back to the queue, and it will run when the job goes on."""
+    return Cancelled(name="Preempted", message=message)
 
 
 def ended_badly(error: OperatorError) -> State:
