@@ -237,6 +237,26 @@ def load_settings(**overrides: Any) -> Settings:
     return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment that gives another process exactly these settings, passwords included."""
+    environment = {CONFIG_VARIABLE: os.devnull}  # no file adds to them
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            environment[f"{PREFIX}{name.upper()}"] = value.get_secret_value()
+        elif isinstance(value, dict | tuple):
+            environment[f"{PREFIX}{name.upper()}"] = json.dumps(value, default=_plain)
+        elif value is not None:
+            environment[f"{PREFIX}{name.upper()}"] = str(value)
+    return environment
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return dict(value) if isinstance(value, BaseModel) else str(value)
+
+
 def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: dict[str, Any]) -> str:
     """One problem as `setting (where it was set): what is wrong`. Values are not repeated: they may be secret."""
     setting, path = str(loc[0]), ".".join(map(str, loc))

@@ -283,7 +283,8 @@ def check_postgresql(settings: Settings) -> Findings:
     """The programs of the embedded server, or an answer of the external one."""
     from clara_flow.infra.postgres.account import Account
     from clara_flow.infra.postgres.binaries import find_binaries
-    from clara_flow.services import postgres
+    from clara_flow.infra.postgres import embedded
+from clara_flow.services import postgres
 
     service = postgres.service_of(settings)
     if service.is_external:
@@ -294,7 +295,7 @@ def check_postgresql(settings: Settings) -> Findings:
         else:
             yield Finding("postgresql", Level.OK, f"external: {service.address}")
         return
-    cluster = postgres.embedded(settings).cluster
+    cluster = embedded(settings).cluster
     version_file = cluster / "PG_VERSION"
     major = int(version_file.read_text(encoding="ascii")) if version_file.exists() else None
     binaries = find_binaries(settings.postgres_bin_dir, Account.of_cluster(cluster), cluster_major=major)

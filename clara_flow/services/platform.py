@@ -10,8 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from clara_flow.errors import ServiceError
-from clara_flow.services import postgres, prefect_server
+from clara_flow.infra.postgres import records_url
+from clara_flow.services import pool, postgres, prefect_server
 from clara_flow.services.detached import DetachedSupervisor
+from clara_flow.services.own_process import OwnProcess
 from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
 from clara_flow.services.supervisor import services_of
@@ -47,7 +49,7 @@ class PlatformHandle:
     @property
     def database_url(self) -> str:
         """Address of the records' database (with its password, where it has one)."""
-        return postgres.records_url(self.settings)
+        return records_url(self.settings)
 
     @property
     def prefect_environment(self) -> dict[str, str]:
@@ -135,7 +137,8 @@ def _clear(settings: Settings, file: StateFile) -> bool:
 
     Servers of ours are looked for whatever `settings` say: it may have been started with others.
     """
-    ended = [prefect_server.OwnService(settings).end(), postgres.EmbeddedService(settings).end()]
+    own = (pool.PoolService(settings), prefect_server.OwnService(settings), postgres.EmbeddedService(settings))
+    ended = [service.end() for service in own]
     state = file.read()
     if state.pid:
         left = tuple(_unwatched(service, None, settings) for service in services_of(settings))
@@ -152,8 +155,8 @@ def _unwatched(service: Service, known: ServiceStatus | None, settings: Settings
         log_file=str(service.log_path or ""),
     )
     pid = service.pid
-    if service.name == prefect_server.NAME and not service.is_external:  # it was another process's child
-        pid = next((process.pid for process in prefect_server.processes(settings)), None)
+    if isinstance(service, OwnProcess):  # it was another process's child
+        pid = next((process.pid for process in service.processes()), None)
     if pid is not None:
         message = "its supervisor was killed; `clara-flow up` takes over, `clara-flow down` stops it"
         return replace(status, state="unhealthy", pid=pid, message=message)
@@ -188,7 +191,7 @@ def _wait_until_up(
 
 
 def _require_same_database(settings: Settings, state: PlatformState) -> None:
-    asked = postgres.public_address(postgres.records_url(settings))
+    asked = postgres.public_address(records_url(settings))
     if state.database_url != asked:
         raise ServiceError(
             "platform",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from clara_flow.errors import ClaraFlowError, ServiceError
-from clara_flow.infra.postgres import EmbeddedPostgres
+from clara_flow.infra.postgres import embedded, records_url
 from clara_flow.services.service import Service
 from clara_flow.settings import Settings
 
@@ -15,21 +15,6 @@ if TYPE_CHECKING:
 
 NAME = "postgresql"
 SECRET_PARAMETERS = {"password", "sslpassword"}
-
-
-def embedded(settings: Settings) -> EmbeddedPostgres:
-    """The embedded server of that data folder."""
-    return EmbeddedPostgres(
-        settings.data_dir / "postgres",
-        bin_dir=settings.postgres_bin_dir,
-        log_path=settings.data_dir / "logs" / "postgresql.log",
-        timeout_s=settings.service_start_timeout_s,
-    )
-
-
-def records_url(settings: Settings) -> str:
-    """Address of the records' database, with its password where it has one."""
-    return settings.database_url.get_secret_value() if settings.database_url else embedded(settings).url()
 
 
 def prefect_url(settings: Settings) -> str:

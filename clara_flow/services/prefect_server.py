@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clara_flow.errors import ServiceError
-from clara_flow.records.durable import naming_storage_problems
 from clara_flow.services import ports, postgres
+from clara_flow.services.own_process import OwnProcess
 from clara_flow.services.service import Service
 from clara_flow.settings import Settings
 
-if TYPE_CHECKING:
-    import psutil
-
 NAME = "prefect"
 HEALTH_TIMEOUT_S = 2.0
-STOP_GRACE_S = 10.0
-POLL_S = 0.02
-SHOWN_LOG_LINES = 5
 PROGRAM = "clara_flow.deployments.prefect_server"
 
 
@@ -92,104 +80,36 @@ def is_healthy(url: str, *, ours: bool = True) -> bool:
         return False
 
 
-def processes(settings: Settings) -> list[psutil.Process]:
-    """The Prefect servers of this data folder, whoever started them: they work inside its `prefect` folder.
-
-    That tells them from strangers, also when their supervisor was killed before it could note a process id.
-    """
-    import psutil
-
-    own = str(home(settings).resolve())
-    return [
-        process
-        for process in psutil.process_iter(["cwd", "cmdline", "status"])
-        if process.info["cwd"] == own
-        and PROGRAM in (process.info["cmdline"] or ())
-        and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
-
-
 def service_of(settings: Settings) -> Service:
     """The one that the settings ask for."""
     return OwnService(settings) if settings.prefect_api_url is None else ExternalService(settings)
 
 
-class OwnService(Service):
-    """Our own server, a child of the supervisor in a session of its own."""
+class OwnService(OwnProcess):
+    """Our own server."""
 
-    name, title = NAME, "Prefect"
+    name, title, program = NAME, "Prefect", PROGRAM
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        super().__init__(settings, folder=home(settings), log_name="prefect.log")
         self.address = api_url(settings)
-        self.log_path: Path = settings.data_dir / "logs" / "prefect.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the server."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def prepare(self) -> None:
         """End the server of a killed supervisor, see that the port is free."""
-        self.end()
+        super().prepare()
         ports.require_free(self.title, self.settings.host, self.settings.prefect_port, "CLARA_FLOW_PREFECT_PORT")
 
-    def start(self) -> None:
-        """Start it; it answers some seconds later."""
-        settings = self.settings
-        command = [sys.executable, "-P", "-m", PROGRAM, settings.host, str(settings.prefect_port)]
-        environment = server_environment(settings)
-        with naming_storage_problems(settings.data_dir):
-            home(settings).mkdir(parents=True, exist_ok=True)
-            with self.log_path.open("ab") as log:
-                self._log_start = log.tell()
-                self._process = subprocess.Popen(
-                    command,
-                    env=environment,
-                    cwd=home(settings),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+    def arguments(self) -> list[str]:
+        """Where it listens."""
+        return [self.settings.host, str(self.settings.prefect_port)]
 
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self.pid is not None
+    def environment(self) -> dict[str, str]:
+        """See server_environment."""
+        return server_environment(self.settings)
 
-    def problem(self) -> str:
-        """Why it does not answer: it ended, with its last words, or it is silent."""
-        if self.pid is None:
-            with self.log_path.open("rb") as log:
-                log.seek(self._log_start)
-                lines = log.read().decode(errors="replace").splitlines()
-            return "its server ended: " + (
-                " | ".join(line.strip() for line in lines[-SHOWN_LOG_LINES:]) or "it said nothing"
-            )
+    def silence(self) -> str:
+        """Asks its health request."""
         return "" if is_healthy(self.address) else "it does not answer its health request"
-
-    def end(self) -> bool:
-        """End its processes, this supervisor's and those of earlier ones: politely, then by force."""
-        found = False
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            remaining = processes(self.settings)
-            found = found or bool(remaining)
-            for process in remaining:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-            deadline = time.monotonic() + STOP_GRACE_S
-            while time.monotonic() < deadline and (self.pid is not None or processes(self.settings)):
-                time.sleep(POLL_S)
-        if remaining := processes(self.settings):
-            raise ServiceError(
-                self.title,
-                f"its server does not stop (process {remaining[0].pid})",
-                remedy="End that process by hand.",
-                log_path=str(self.log_path),
-            )
-        return found
 
 
 class ExternalService(Service):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from clara_flow.errors import ClaraFlowError, ServiceError, StorageError
+from clara_flow.infra.postgres import records_url
 from clara_flow.records.owner import process_start
 from clara_flow.services import postgres, prefect_server
 from clara_flow.services.service import Service
@@ -93,7 +94,7 @@ class Supervisor:
                 started=process_start(os.getpid()),
                 prefect_api_url=url,
                 prefect_ui_url=url.removesuffix("/api"),
-                database_url=postgres.public_address(postgres.records_url(self.settings)),
+                database_url=postgres.public_address(records_url(self.settings)),
                 services=tuple(
                     ServiceStatus(
                         name=service.name,
