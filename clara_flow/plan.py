@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,6 +49,11 @@ def expand_command(command: tuple[str, ...], environment: Mapping[str, str]) -> 
         return environment.get(found[1], found[0])
 
     return tuple(_REFERENCE.sub(replacement, argument) for argument in command)
+
+
+RetryReason = Literal["lost", "preempted", "failed", "timed-out", "out-of-memory"]
+RETRY_REASONS: tuple[RetryReason, ...] = get_args(RetryReason)
+TENANT_LABEL = "tenant"  # key of a pipeline's `metadata`
 
 
 class Frozen(BaseModel):
@@ -107,11 +112,17 @@ class PlanOutput(Frozen):
 
 
 class PlanRequests(Frozen):
-    """Resources that one running operator holds. memory_mib is a hard limit, gpu counts whole devices."""
+    """Resources that one running operator holds.
+
+    memory_mib      a hard limit.
+    gpu             whole devices.
+    gpu_memory_mib  instead of whole devices: a share of the memory of one that others may share.
+    """
 
     cpu: int = 1
     memory_mib: int = 1024
     gpu: int = 0
+    gpu_memory_mib: int = 0
 
 
 class PlanContainer(Frozen):
@@ -156,7 +167,12 @@ class PlanService(Frozen):
 
 
 class PlanOperator(Frozen):
-    """One node of the graph. `services` are signatures of `Plan.services` with this operator's own connections."""
+    """One node of the graph.
+
+    services        each with this operator's own connections; equal signatures are one running instance.
+    retries         further attempts after one that ended for a reason in `retry_on`; `failed` is a non-zero exit.
+    early_start     its container may start while what it reads is still being made; None: the catalog decides.
+    """
 
     name: str
     description: str = ""
@@ -169,6 +185,8 @@ class PlanOperator(Frozen):
     services: tuple[PlanService, ...] = ()
     timeout_s: int | None = None
     retries: int = 0
+    retry_on: tuple[RetryReason, ...] = ("lost", "preempted")
+    early_start: bool | None = None
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -185,7 +203,13 @@ class PlanEdge(Frozen):
 
 
 class Plan(Frozen):
-    """A whole pipeline. `operators` are in a topological order that keeps the definition's where it can."""
+    """A whole pipeline.
+
+    operators       in a topological order that keeps the definition's where it can.
+    fastio_mib      size of the job's FastIO volume; 0: it has none.
+    preemptible     a job may go back to the queue between two operators.
+    on_restart      what becomes of a job whose platform died: it goes on from its sealed operators, or ends evicted.
+    """
 
     plan_version: Literal[1] = 1
     name: str
@@ -197,6 +221,14 @@ class Plan(Frozen):
     metadata: dict[str, str] = Field(default_factory=dict)
     timeout_s: int | None = None
     scheduling: Literal["operator", "gang"] = "operator"
+    fastio_mib: int = 0
+    preemptible: bool = False
+    on_restart: Literal["resume", "evict"] = "resume"
+
+    @property
+    def tenant(self) -> str:
+        """Whose jobs these are by the pipeline's own word; "" when it says nothing."""
+        return self.metadata.get(TENANT_LABEL, "")
 
     def operator(self, name: str) -> PlanOperator:
         """The operator of that name, compared without case. Raises KeyError naming the operators there are."""

@@ -21,10 +21,11 @@ from clara_flow.flows.definition.problem import Problem, Severity
 from clara_flow.flows.definition.resolved import resolved_definition
 from clara_flow.flows.definition.rules.p08_paths import normal
 from clara_flow.flows.definition.rules.p14_images_and_models import split_reference
-from clara_flow.flows.definition.syntax import LARGEST, Connections, Container, Entry, Operator, Requests, Service
+from clara_flow.flows.definition.syntax import FLAG, LARGEST, Connections, Container, Entry, Operator, Requests, Service
 from clara_flow.flows.definition.tree import Site, Tree
-from clara_flow.flows.definition.types import plan_type
+from clara_flow.flows.definition.types import block_bytes, plan_type
 from clara_flow.plan import (
+    RETRY_REASONS,
     Plan,
     PlanConnection,
     PlanContainer,
@@ -36,6 +37,7 @@ from clara_flow.plan import (
     PlanRequests,
     PlanService,
     PlanType,
+    RetryReason,
 )
 
 UNICODE_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
@@ -44,10 +46,15 @@ NUMBER = NumberShape(0, LARGEST)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What containers get that ask for nothing (settings `operator_cpu_default`, `operator_memory_default_mib`)."""
+    """What containers and jobs get that ask for nothing.
+
+    cpu, memory_mib     settings `operator_cpu_default`, `operator_memory_default_mib`.
+    fastio_mib          FastIO volume of a job whose plan cannot tell what it needs (`fastio_default_mib`).
+    """
 
     cpu: int = 1
     memory_mib: int = 1024
+    fastio_mib: int = 0
 
 
 class CompileResult(NamedTuple):
@@ -84,7 +91,7 @@ def compile_pipeline(
 ) -> CompileResult:
     """Check a definition and compile it. Raises nothing, whatever the text holds.
 
-    defaults    requests of containers that make none. The other parameters are those of `check_definition`.
+    defaults    what containers and jobs get that ask for nothing. The other parameters are those of `check_definition`.
     """
     checked = check_definition(text, source=source, arguments=arguments, root=root, site=site)
     if checked.tree is None or checked.errors:
@@ -128,7 +135,18 @@ def _plan(tree: Tree, defaults: Defaults) -> Plan:
         metadata=_pairs(pipeline.metadata),
         timeout_s=_number(pipeline.timeout),
         scheduling="gang" if _text(pipeline.scheduling) == "gang" else "operator",
+        fastio_mib=_number(pipeline.fastio) or _fastio_mib(operators, defaults),
+        preemptible=_flag(pipeline.preemptible) or False,
+        on_restart="evict" if _text(pipeline.on_restart) == "evict" else "resume",
     )
+
+
+def _fastio_mib(operators: tuple[PlanOperator, ...], defaults: Defaults) -> int:
+    """What the typed outputs need, in whole MiB and a quarter more; where some are open, at least the default."""
+    sizes = [block_bytes(output.type) for operator in operators for output in operator.outputs if output.type]
+    known_mib = -(-sum(size or 0 for size in sizes) // 2**20)
+    needed_mib = known_mib + -(-known_mib // 4)
+    return max(needed_mib, defaults.fastio_mib) if None in sizes else needed_mib
 
 
 def _in_order(tree: Tree) -> list[Operator]:
@@ -187,7 +205,16 @@ def _operator(tree: Tree, operator: Operator, defaults: Defaults) -> PlanOperato
         services=tuple(_service(service, defaults) for service in operator.services),
         timeout_s=_number(operator.timeout),
         retries=_number(operator.retries) or 0,
+        retry_on=_retry_on(operator),
+        early_start=_flag(operator.early_start),
     )
+
+
+def _retry_on(operator: Operator) -> tuple[RetryReason, ...]:
+    if operator.node.get("retry-on") is None:
+        return ("lost", "preempted")
+    said = {text.value for text in operator.retry_on}
+    return tuple(reason for reason in RETRY_REASONS if reason in said)
 
 
 def _service(service: Service, defaults: Defaults) -> PlanService:
@@ -233,11 +260,15 @@ def _variables(container: Container | None, variables: Pairs) -> dict[str, str]:
 
 
 def _requests(requests: Requests | None, defaults: Defaults) -> PlanRequests:
-    cpu = memory = gpu = None
-    if requests is not None:
-        cpu, memory, gpu = _number(requests.cpu), _number(requests.memory), _number(requests.gpu)
-    # 0 asks for nothing, so it gets the defaults; a limit of 0 would mean "no limit" to a container engine
-    return PlanRequests(cpu=cpu or defaults.cpu, memory_mib=memory or defaults.memory_mib, gpu=gpu or 0)
+    if requests is None:
+        return PlanRequests(cpu=defaults.cpu, memory_mib=defaults.memory_mib)
+    return PlanRequests(
+        # 0 asks for nothing, so it gets the defaults; a limit of 0 would mean "no limit" to a container engine
+        cpu=_number(requests.cpu) or defaults.cpu,
+        memory_mib=_number(requests.memory) or defaults.memory_mib,
+        gpu=_number(requests.gpu) or 0,
+        gpu_memory_mib=_number(requests.gpu_memory) or 0,
+    )
 
 
 def _type(entry: Entry, *, typed: bool) -> PlanType | None:
@@ -254,6 +285,10 @@ def _path(text: Text | None) -> str:
 
 def _number(text: Text | None) -> int | None:
     return NUMBER.parse(text) if text is not None else None
+
+
+def _flag(text: Text | None) -> bool | None:
+    return FLAG.parse(text) if text is not None else None
 
 
 def _pairs(pairs: Pairs) -> dict[str, str]:

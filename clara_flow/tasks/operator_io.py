@@ -166,6 +166,8 @@ def operator_digest(operator: PlanOperator, *, code: str, inputs: Mapping[str, s
     Requests, timeouts and retries are left out: they decide whether an operator ends, not with what. So are values that
     differ between jobs (`${{JOB_ID}}`), else a resumed job could reuse nothing.
     """
-    facts = operator.model_dump(mode="json", exclude={"description", "requests", "timeout_s", "retries"})
+    facts = operator.model_dump(
+        mode="json", exclude={"description", "requests", "timeout_s", "retries", "retry_on", "early_start"}
+    )
     facts |= {"code": code, "input_digests": dict(inputs), "model_digests": dict(models)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -213,6 +213,49 @@ def test_pipeline_wide_keys() -> None:
     assert golden("ok/liver-tumor.yaml").require_plan().pull_secrets == ("local-registry",)
 
 
+def test_keys_of_ours() -> None:
+    plan = golden("ok/shared-gpu.yaml").require_plan()
+    assert (plan.fastio_mib, plan.preemptible, plan.on_restart, plan.tenant) == (512, True, "evict", "radiology")
+    liver, report = plan.operators
+    assert liver.requests == PlanRequests(cpu=1, memory_mib=8192, gpu_memory_mib=6144)
+    assert (liver.retry_on, liver.early_start) == (("lost", "timed-out"), True)
+    assert report.requests == PlanRequests(gpu=1)
+    assert (report.retry_on, report.early_start) == ((), False)
+
+
+def test_keys_of_ours_have_defaults() -> None:
+    plan = plan_of(definition(operator("a")))
+    assert (plan.fastio_mib, plan.preemptible, plan.on_restart, plan.tenant) == (0, False, "resume", "")
+    assert (plan.operators[0].retry_on, plan.operators[0].early_start) == (("lost", "preempted"), None)
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("outputs", "default_mib", "fastio_mib"),
+    [
+        ([], 64, 0),
+        ([{"type": "stream", "element-type": "dicom", "path": "/output"}], 64, 0),
+        ([{"type": "f64"}], 64, 2),  # a page of header and one of data: 1 MiB, and a quarter more
+        ([{"type": "array", "element-type": "i16", "shape": [8, MIB]}], 0, 22),  # 16 MiB and a page: 17, then 21.25
+        ([{"type": "array", "element-type": "u8", "shape": [4 * MIB - 4096]}], 0, 5),  # with its header exactly 4 MiB
+        ([{"type": "string"}], 0, 0),
+        ([{"type": "string"}], 64, 64),
+        ([{"type": "string"}, {"type": "array", "element-type": "u8", "shape": [8 * MIB]}], 64, 64),
+        ([{"type": "string"}, {"type": "array", "element-type": "u8", "shape": [80 * MIB]}], 64, 102),
+    ],
+)
+def test_the_fastio_volume_holds_what_types_say(outputs: list[Any], default_mib: int, fastio_mib: int) -> None:
+    made = operator("a")
+    made["input"] = [{"name": "study", "path": "/input", "type": "stream", "element-type": "dicom"}]
+    made["output"] = [{"name": f"o{number}", **output} for number, output in enumerate(outputs)]
+    plan = plan_of(definition(made, version="0.6.0"), defaults=Defaults(fastio_mib=default_mib))
+    assert plan.fastio_mib == fastio_mib
+    said = plan_of(definition(made, version="0.6.0", fastio=7), defaults=Defaults(fastio_mib=default_mib))
+    assert said.fastio_mib == 7
+
+
 def test_covid_graph_is_the_published_one() -> None:
     plan = golden("warn/covid.yaml").require_plan()
     assert len(plan.operators) == 15

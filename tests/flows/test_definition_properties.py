@@ -114,8 +114,9 @@ def values_of(name: str, shape: Shape) -> st.SearchStrategy[Any]:
             return st.sampled_from(choices or USUAL.get(name, ["some text"]))
         case NumberShape():
             return st.integers(max(shape.minimum, 0), min(shape.maximum, shape.minimum + 9))
-        case TextsShape(number):
-            return st.lists(st.integers(-1, 3) if number else st.sampled_from(["x", "$(A)", "${{JOB_ID}}"]), max_size=3)
+        case TextsShape(number, choices):
+            words = st.sampled_from(choices or ["x", "$(A)", "${{JOB_ID}}"])
+            return st.lists(st.integers(-1, 3) if number else words, max_size=3)
         case PairsShape() if name == "parameters":
             return st.just({"A": "1"})
         case PairsShape():

@@ -41,6 +41,18 @@ class TextShape:
 
 
 @dataclass(frozen=True, slots=True)
+class FlagShape(TextShape):
+    """`true` or `false`, quoted or not, in any case."""
+
+    choices: tuple[str, ...] = ("true", "false")
+    any_case: bool = True
+
+    def parse(self, text: Text) -> bool:
+        """The value of a text that rule P03 let through."""
+        return text.value.casefold() == self.choices[0]
+
+
+@dataclass(frozen=True, slots=True)
 class NumberShape:
     """A whole number in a scalar, quoted or not."""
 
@@ -57,9 +69,10 @@ class NumberShape:
 
 @dataclass(frozen=True, slots=True)
 class TextsShape:
-    """A list of scalars, whole numbers when `number` is given."""
+    """A list of scalars: whole numbers when `number` is given, only those words when `choices` are."""
 
     number: NumberShape | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

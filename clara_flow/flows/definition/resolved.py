@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clara_flow.flows.definition.grammar import (
+    FlagShape,
     Key,
     NumberShape,
     PairsShape,
@@ -45,6 +46,8 @@ def _plain(key: Key, value: Any) -> Any:
     match key.shape:
         case NumberShape():
             return int(value.value)
+        case FlagShape():
+            return key.shape.parse(value)
         case TextsShape(None):
             return [text.value for text in value]
         case TextsShape():

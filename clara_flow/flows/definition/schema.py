@@ -14,6 +14,7 @@ from typing import Any
 from clara_flow.flows.definition.grammar import (
     TYPED_SINCE,
     VERSIONS,
+    FlagShape,
     Key,
     NumberShape,
     PairsShape,
@@ -101,6 +102,9 @@ def _description(key: Key) -> str:
 
 def _shape_schema(shape: Shape, definitions: dict[str, Any]) -> dict[str, Any]:
     match shape:
+        case FlagShape():
+            words = _shape_schema(TextShape(shape.choices, any_case=True), definitions)
+            return {"anyOf": [{"type": "boolean"}, *words["anyOf"]]}
         case TextShape(choices, any_case) if choices:
             cases = {case for word in choices for case in (word, word.lower(), word.upper())} if any_case else choices
             words = list(choices) + sorted(set(cases) - set(choices))
@@ -110,9 +114,9 @@ def _shape_schema(shape: Shape, definitions: dict[str, Any]) -> dict[str, Any]:
         case NumberShape(minimum, maximum):
             number = {"type": "integer", "minimum": minimum, "maximum": maximum}
             return {"anyOf": [number, {"type": "string", "pattern": rf"^-?[0-9]+$|{PLACEHOLDER_PATTERN}"}]}
-        case TextsShape(number):
-            item = _shape_schema(number, definitions) if number else {"type": SCALAR}
-            return {"type": "array", "items": item}
+        case TextsShape(number, choices):
+            item = number or (TextShape(choices) if choices else None)
+            return {"type": "array", "items": _shape_schema(item, definitions) if item else {"type": SCALAR}}
         case PairsShape():
             return {"type": "object", "additionalProperties": {"type": [*SCALAR, "null"]}}
         case PartShape(part):

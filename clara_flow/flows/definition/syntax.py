@@ -11,6 +11,7 @@ from clara_flow.flows.definition.grammar import (
     MODELS_SINCE,
     TYPED_SINCE,
     VERSIONS,
+    FlagShape,
     NumberShape,
     Pairs,
     PairsShape,
@@ -23,12 +24,14 @@ from clara_flow.flows.definition.grammar import (
     key,
 )
 from clara_flow.flows.definition.node import Text
+from clara_flow.plan import RETRY_REASONS
 
 LARGEST = 2**31 - 1
 AMOUNT = NumberShape(0, LARGEST)
 SECONDS = NumberShape(1, LARGEST)
 DIMENSION = NumberShape(-1, LARGEST)
 TEXT = TextShape()
+FLAG = FlagShape()
 PAIRS = PairsShape()
 UNTYPED_IGNORED = "it is ignored"
 
@@ -66,6 +69,7 @@ class Requests(Part):
         AMOUNT, "Memory limit in MB (read as MiB), over which it is killed; 0 or absent: the default."
     )
     gpu: Text | None = key(AMOUNT, "Whole GPUs, exclusive; 0 when absent.")
+    gpu_memory: Text | None = key(AMOUNT, "MiB of one GPU that others may share, instead of `gpu`; 0 when absent.")
 
 
 @dataclass(slots=True, eq=False)
@@ -186,7 +190,14 @@ class Operator(Unit):
     )
     parameters: Pairs = key(PAIRS, "Names and default values for `${{NAME}}` in this operator.")
     timeout: Text | None = key(SECONDS, "Seconds after which this operator is stopped.")
-    retries: Text | None = key(NumberShape(0, 10), "Further attempts when its container is lost.")
+    retries: Text | None = key(NumberShape(0, 10), "Further attempts when one ended for a reason in `retry-on`.")
+    retry_on: tuple[Text, ...] = key(
+        TextsShape(choices=RETRY_REASONS),
+        "Reasons for a further attempt; absent: lost, preempted. A plain non-zero exit is `failed`.",
+    )
+    early_start: Text | None = key(
+        FLAG, "Start the container while what it reads is still being made; absent: where the operator can use it."
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -205,6 +216,13 @@ class Pipeline(Part):
     timeout: Text | None = key(SECONDS, "Seconds after which the whole job is stopped.")
     scheduling: Text | None = key(
         TextShape(("operator", "gang")), "Take resources per running operator (default) or all at once."
+    )
+    fastio: Text | None = key(
+        AMOUNT, "MiB of shared memory for the job (its FastIO volume); 0 or absent: what its types need."
+    )
+    preemptible: Text | None = key(FLAG, "Whether a job may go back to the queue between two operators; absent: false.")
+    on_restart: Text | None = key(
+        TextShape(("resume", "evict")), "What becomes of a job whose platform died; absent: resume."
     )
     services: tuple[Service, ...] = key(
         PartsShape(Service),

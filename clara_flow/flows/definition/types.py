@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from clara_flow.flows.definition.syntax import DIMENSION, Entry
-from clara_flow.plan import PlanType
+from clara_flow.plan import Medium, PlanType
 
 _WIDTHS = {"uint": (8, 16, 32, 64), "int": (8, 16, 32, 64), "float": (16, 32, 64)}
 # Both spellings, `u8` and `uint8`, to the numpy name.
@@ -15,9 +16,11 @@ PRIMITIVES = {
     for width in widths
     for spelling in (f"{kind[0]}{width}", f"{kind}{width}")
 }
+_ITEM_BYTES = {f"{kind}{width}": width // 8 for kind, widths in _WIDTHS.items() for width in widths}
 TYPES = ("stream", "array", "string", *PRIMITIVES)
 STREAM_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,254}")
 MAX_RANK = 32
+PAGE_BYTES = 4096
 
 
 def is_memory(type_name: str) -> bool:
@@ -73,6 +76,20 @@ def misfit(produced: PlanType, consumed: PlanType) -> str:
         if -1 not in (size, wanted_size) and size != wanted_size:
             return f"dimension {axis} differs"
     return ""
+
+
+def block_bytes(kind: PlanType) -> int | None:
+    """What a value takes of the job's FastIO volume: a page of header, and whole pages of data.
+
+    None where the producer decides at run time; 0 for files.
+    """
+    if kind.medium is Medium.DISK:
+        return 0
+    element, shape = _as_array(kind)
+    if -1 in shape:
+        return None
+    pages = -(-_ITEM_BYTES[element] * math.prod(shape) // PAGE_BYTES)
+    return (1 + pages) * PAGE_BYTES
 
 
 def _as_array(kind: PlanType) -> tuple[str, tuple[int, ...]]:

@@ -106,13 +106,9 @@ def _check_value(value: Node, entry: Key, version: str | None, where: str, hints
         case TextShape(choices, any_case):
             if not isinstance(value, Text):
                 yield _wrong_kind(value, entry, "one value", where)
-            elif choices and entry.name != VERSION_KEY and not value.is_open:
-                known = {choice.casefold() for choice in choices} if any_case else set(choices)
-                if (value.value.casefold() if any_case else value.value) not in known:
-                    hint = Vocabulary(choices).hint(value.value)
-                    message = f"`{entry.name}` in {where} is {shown(value.value)}; possible are {listed(choices)}{hint}"
-                    yield problem_at(value, message, CODE)
-        case TextsShape(number):
+            elif choices and entry.name != VERSION_KEY:
+                yield from _check_choice(value, choices, f"`{entry.name}` in {where}", any_case=any_case)
+        case TextsShape(number, choices):
             what = "numbers" if number else "texts"
             if not isinstance(value, Sequence):
                 yield _wrong_kind(value, entry, f"a list of {what}", where)
@@ -121,6 +117,8 @@ def _check_value(value: Node, entry: Key, version: str | None, where: str, hints
                 if not isinstance(item, Text) or item.is_null:
                     message = f"each item of `{entry.name}` in {where} must be one value, not {described(item)}"
                     yield problem_at(item, message, CODE)
+                elif choices:
+                    yield from _check_choice(item, choices, f"an item of `{entry.name}` in {where}")
         case PairsShape():
             if not isinstance(value, Mapping):
                 yield _wrong_kind(value, entry, "a map of names and values", where)
@@ -144,6 +142,14 @@ def _check_value(value: Node, entry: Key, version: str | None, where: str, hints
         case _:
             if not isinstance(value, Text):
                 yield _wrong_kind(value, entry, "a whole number", where)
+
+
+def _check_choice(text: Text, choices: tuple[str, ...], what: str, *, any_case: bool = False) -> Iterator[Problem]:
+    known = {choice.casefold() for choice in choices} if any_case else set(choices)
+    if not text.is_open and (text.value.casefold() if any_case else text.value) not in known:
+        hint = Vocabulary(choices).hint(text.value)
+        message = f"{what} is {shown(text.value)}; possible are {listed(choices)}{hint}"
+        yield problem_at(text, message, CODE)
 
 
 def _check_items(

@@ -8,14 +8,16 @@ from collections.abc import Iterable, Iterator
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, problem_at, shown
 from clara_flow.flows.definition.tree import Tree, label
+from clara_flow.plan import TENANT_LABEL
 
 CODE = "P04"
 NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
 def check(tree: Tree) -> Iterator[Problem]:
-    """Names of the pipeline, its operators, their inputs, outputs, services and models, and of parameters."""
+    """Names of the pipeline, its tenant, its operators, their inputs, outputs, services and models, of parameters."""
     yield from _legal([tree.pipeline.name])
+    yield from _legal(text for key, text in tree.pipeline.metadata if key.value == TENANT_LABEL and not text.is_null)
     yield from _unique(((o.name, "") for o in tree.operators), "operator", "the pipeline")
     for operator in tree.operators:
         where = label(operator)

@@ -1,4 +1,4 @@
-"""P11: amounts are whole numbers in their range: `requests`, `timeout`, `retries`."""
+"""P11: amounts are whole numbers in their range: `requests`, `timeout`, `retries`, `fastio`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from clara_flow.flows.definition.grammar import NumberShape, Part, keys_of
 from clara_flow.flows.definition.node import Text
 from clara_flow.flows.definition.problem import Problem, problem_at, shown
+from clara_flow.flows.definition.syntax import AMOUNT, Requests
 from clara_flow.flows.definition.tree import Tree
 
 CODE = "P11"
@@ -20,6 +21,15 @@ def check(tree: Tree) -> Iterator[Problem]:
         for part in (operator.requests, *(service.requests for service in operator.services)):
             if part is not None:
                 yield from _check_numbers(part)
+                yield from _check_gpu(part)
+
+
+def _check_gpu(requests: Requests) -> Iterator[Problem]:
+    """Devices of its own, or a share of one: not both."""
+    amounts = [AMOUNT.parse(text) if text else 0 for text in (requests.gpu, requests.gpu_memory)]
+    if all(amounts) and requests.gpu_memory is not None:
+        message = "`gpu-memory` asks for a share of one GPU and `gpu` for whole ones; only one of them is possible"
+        yield problem_at(requests.gpu_memory, message, CODE)
 
 
 def _check_numbers(part: Part) -> Iterator[Problem]:
