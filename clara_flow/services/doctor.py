@@ -281,10 +281,10 @@ def _root_cause(error: BaseException) -> str:
 
 def check_postgresql(settings: Settings) -> Findings:
     """The programs of the embedded server, or an answer of the external one."""
+    from clara_flow.infra.postgres import embedded
     from clara_flow.infra.postgres.account import Account
     from clara_flow.infra.postgres.binaries import find_binaries
-    from clara_flow.infra.postgres import embedded
-from clara_flow.services import postgres
+    from clara_flow.services import postgres
 
     service = postgres.service_of(settings)
     if service.is_external:

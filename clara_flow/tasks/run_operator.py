@@ -121,9 +121,7 @@ class Step:
         """The operator's resources, or OperatorCancelled when the job is stopped before they are free."""
         limits = [limit for limit in (self.operator.timeout_s, self.job.seconds_left()) if limit is not None]
         limit_s = min(limits) + self.job.settings.stop_grace_s
-        acquiring = asyncio.ensure_future(
-            self.job.desk.acquire(self.name, request, limit_s=limit_s, on_wait=on_wait)
-        )
+        acquiring = asyncio.ensure_future(self.job.desk.acquire(self.name, request, limit_s=limit_s, on_wait=on_wait))
         stopping = asyncio.ensure_future(self.job.stop.wait())
         try:
             await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
