@@ -31,7 +31,12 @@ class Ground:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ends: list[RunnerEnd] = []
-        self.environment = {**os.environ, "PYTHONPATH": str(TESTS), "RUNNER_FOLDER": str(folder), "ABANDON_S": "0.5"}
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "RUNNER_FOLDER": str(folder),
+            "ABANDON_S": "0.5",
+        }
         self.sets: list[RunnerSet] = []
 
     def start(self, **changes: Any) -> RunnerSet:
@@ -280,7 +285,7 @@ def test_a_handler_that_cannot_open_is_tried_again(ground: Ground) -> None:
 def test_a_program_that_does_not_start_is_tried_again(ground: Ground) -> None:
     program = ground.folder / "late_program.py"
     program.write_text("raise SystemExit(1)\n")
-    path = os.pathsep.join([str(TESTS), str(ground.folder)])
+    path = os.pathsep.join([ground.environment["PYTHONPATH"], str(ground.folder)])
     runners = ground.start(program="late_program", environment={**ground.environment, "PYTHONPATH": path})
     seen: set[int | None] = set()
     eventually(lambda: seen.add(runners.zygote_pid) or len(seen - {None}) >= 2)  # type: ignore[func-returns-value]
@@ -294,7 +299,7 @@ def test_a_program_with_threads_is_refused(ground: Ground) -> None:
         "import threading\nfrom clara_flow.infra.pool import zygote\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\nzygote.main(object)\n"
     )
-    path = os.pathsep.join([str(TESTS), str(ground.folder)])
+    path = os.pathsep.join([ground.environment["PYTHONPATH"], str(ground.folder)])
     ground.start(program="threaded", environment={**ground.environment, "PYTHONPATH": path})
     eventually(lambda: "must not start threads" in (ground.folder / "log").read_text())
 
