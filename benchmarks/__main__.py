@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.common import FULL, HERE, RESULTS, SMOKE
 
-NAMES = ("compile_speed", "operator_overhead", "job_overhead")
+NAMES = ("compile_speed", "operator_overhead", "pool_speed")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from clara_flow.deployments.trigger import House
-from clara_flow.infra.images.catalog import Catalog
+from clara_flow.infra.images.catalog import installed
 from clara_flow.records.database import connect
 from clara_flow.services.platform import PlatformHandle, ensure_platform
 from clara_flow.settings import load_settings
@@ -55,9 +55,16 @@ class Bench:
 @contextmanager
 def bench() -> Iterator[Bench]:
     """A fresh platform in a temporary folder on a free port, and an input of one small file."""
+    import docker_engine  # of the tests
+
     with tempfile.TemporaryDirectory(prefix="clara-flow-bench-") as name:
         folder = Path(name)
-        settings = load_settings(data_dir=folder / "data", prefect_port=free_port())
+        settings = load_settings(
+            data_dir=folder / "data",
+            prefect_port=free_port(),
+            catalogs=(HERE,),
+            docker_base_url=docker_engine.expected_url(),
+        )
         platform = ensure_platform(settings)
         os.environ.update(platform.prefect_environment)
         engine = connect(platform.database_url)
@@ -65,11 +72,8 @@ def bench() -> Iterator[Bench]:
         study.mkdir()
         (study / "one.txt").write_text("one\n")
         try:
-            catalog = Catalog.load(HERE, NOOP / "images.yaml")
-            api = platform.prefect_api_url
-            yield Bench(
-                platform, House(settings=settings, engine=engine, prefect_api_url=api, catalog=catalog), folder, study
-            )
+            house = House(settings=settings, engine=engine, catalog=installed(settings.catalogs))
+            yield Bench(platform, house, folder, study)
         finally:
             engine.dispose()
             platform.stop()
@@ -82,8 +86,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def chain(folder: Path, length: int, image: str | None = None) -> Path:
-    """A definition of `length` no-op operators in a row; with `image` for Docker, else the bundled one."""
+def chain(folder: Path, length: int, image: str | None = None, stamp: Path | None = None) -> Path:
+    """A definition of `length` no-op operators in a row; with `image` for Docker, else ours.
+
+    stamp   folder where the first one says when it ran.
+    """
     container: dict[str, Any] = {"image": "bench/noop"}
     if image is not None:
         name, _, tag = image.rpartition(":")
@@ -92,7 +99,7 @@ def chain(folder: Path, length: int, image: str | None = None) -> Path:
         {
             "name": f"step-{number}",
             "container": container,
-            "variables": {"PYTHONPATH": str(NOOP)},
+            "variables": {"PYTHONPATH": str(NOOP)} | ({"NOOP_STAMP": str(stamp)} if stamp and not number else {}),
             "requests": {"cpu": 1, "memory": 256},
             "input": [{"path": "/in"} | ({"from": f"step-{number - 1}"} if number else {})],
             "output": [{"path": "/out"}],

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import DOCKER_COMMAND, NOOP, Bench, Scale, bench, chain, timed, write
-from clara_flow.deployments.local_runner import LocalRunner
 from clara_flow.deployments.trigger import compile_definition, create_job
+from clara_flow.deployments.watch import JobWatch
 
 
 def run_chain(house: Any, study: Path, definition: Path, runtime: str) -> str:
     """Run one job; the checksum of its last output, so that nobody speeds it up by doing less."""
     compiled = compile_definition(house.settings, definition, {})
     job = create_job(house, compiled, source=study, runtime=runtime)
-    outcome = LocalRunner(house, job).run()
+    outcome = JobWatch(house, job.id).follow()
     outcome.raise_for_status()
     manifest = outcome.payload.sealed(compiled.plan.operators[-1].name)
     house.store.remove(job.payload_id)
@@ -57,12 +57,6 @@ def measure(ground: Bench, scale: Scale, runtime: str, image: str | None, base_u
     if image is None:
         bare = timed(lambda: bare_process(ground.folder, ground.study), 3 * scale.rounds)
     else:
-        house = ground.house.__class__(
-            settings=house.settings.model_copy(update={"docker_base_url": base_url}),
-            engine=house.engine,
-            prefect_api_url=house.prefect_api_url,
-            catalog=house.catalog,
-        )
         bare = timed(lambda: bare_docker(ground.folder, ground.study, image, base_url), 3 * scale.rounds)
     for length in scale.chains:
         definition = chain(ground.folder, length, image)

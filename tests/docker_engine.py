@@ -45,6 +45,12 @@ def answers(base_url: str) -> bool:
     return subprocess.run([command, "-H", base_url, "version"], capture_output=True, check=False).returncode == 0
 
 
+def expected_url() -> str:
+    """Where `engine` will be: for a platform that is started before it."""
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    return host if answers(host) else f"unix://{cache_dir()}/engine/docker.sock"
+
+
 @contextlib.contextmanager
 def engine() -> Iterator[str]:
     """Base URL of an engine. Skips the test with the reason when there is none and none can be started."""

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import docker_engine as engines
 import psutil
 import pytest
+from tiny.pipelines import TINY
 
 from clara_flow.services.platform import PlatformHandle, ensure_platform
 from clara_flow.settings import Settings, load_settings
@@ -57,8 +59,16 @@ def clara_flow(settings: Settings, *arguments: str, **more: str) -> subprocess.C
 
 @pytest.fixture(scope="session")
 def platform_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings of the session's platform."""
-    return load_settings(data_dir=tmp_path_factory.mktemp("platform"), prefect_port=free_port())
+    """Settings of the session's platform, whose pool also knows the scripted operator."""
+    return load_settings(
+        data_dir=tmp_path_factory.mktemp("platform"),
+        prefect_port=free_port(),
+        catalogs=(TINY,),
+        docker_base_url=engines.expected_url(),
+        stop_grace_s=2,
+        node_jobs=4,
+        warm_runners=1,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,11 @@ import typer.main
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("clara_flow.cli.run", "run", "Run a pipeline on a folder of files."),
     "demo": ("clara_flow.cli.demo", "demo", "Make a sample MR study and run brain extraction on it."),
+    "queue": ("clara_flow.cli.queue", "queue", "Show what waits, for what, and for how long."),
+    "cancel": ("clara_flow.cli.queue", "cancel", "End a job."),
+    "gpu": ("clara_flow.cli.gpu", "app", "Show the pool's GPUs and who holds them; take them out of service."),
+    "quota": ("clara_flow.cli.quota", "app", "Show and set what tenants may hold."),
+    "simulate": ("clara_flow.cli.simulate", "simulate", "Replay a day of arrivals on a pool of your choice."),
     "check": ("clara_flow.cli.pipelines", "check", "Check pipeline definitions."),
     "compile": ("clara_flow.cli.pipelines", "compile_", "Compile a definition to its plan or a drawing."),
     "up": ("clara_flow.cli.platform", "up", "Start the platform."),

@@ -16,3 +16,13 @@ def parse_arguments(pairs: Iterable[str]) -> dict[str, str]:
             raise SettingsError(f"--set takes NAME=VALUE, found {pair!r}")
         arguments[name] = value
     return arguments
+
+
+PRIORITIES = ("lower", "normal", "higher", "immediate")
+
+
+def parse_priority(text: str) -> str:
+    """A priority as the records spell it. Raises SettingsError naming those that there are."""
+    if text.lower() not in PRIORITIES:
+        raise SettingsError(f"--priority takes {', '.join(PRIORITIES)}, found {text!r}")
+    return text.upper()

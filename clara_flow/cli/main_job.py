@@ -20,8 +20,8 @@ from clara_flow.services.platform import PlatformHandle, ensure_platform
 from clara_flow.settings import Settings
 
 if TYPE_CHECKING:
-    from clara_flow.deployments.local_runner import JobOutcome
     from clara_flow.deployments.trigger import Compiled, House
+    from clara_flow.deployments.watch import JobOutcome
     from clara_flow.records.models import Job
 
 
@@ -35,6 +35,8 @@ class Order:
     resume: str = ""
     arguments: dict[str, str]
     timeout_s: int | None = None
+    priority: str = "NORMAL"
+    tenant: str | None = None
     keep: bool = False
 
 
@@ -74,7 +76,7 @@ def _run(
     settings: Settings, platform: PlatformHandle, console: Console, order: Order, compiled: Compiled | None
 ) -> Done:
     from clara_flow.deployments.trigger import House
-    from clara_flow.infra.images.catalog import bundled
+    from clara_flow.infra.images.catalog import installed
     from clara_flow.records import jobs
     from clara_flow.records.database import connect
 
@@ -82,7 +84,7 @@ def _run(
         settings=settings,
         engine=connect(platform.database_url),
         prefect_api_url=platform.prefect_api_url,
-        catalog=bundled(),
+        catalog=installed(settings.catalogs),
     )
     job = _create(house, console, order, compiled)
     try:
@@ -95,15 +97,12 @@ def _run(
 
 def _watch(platform: PlatformHandle, house: House, job: Job, console: Console, order: Order) -> Done:
     """Run the job and copy its results out. An interruption raises KeyboardInterrupt until the results are in place."""
-    from clara_flow.deployments.local_runner import LocalRunner
-    from clara_flow.records import jobs
+    from clara_flow.deployments.watch import JobWatch
     from clara_flow.records.state_machine import JobStatus
 
-    operators = tuple(operator.name for operator in jobs.list_operators(house.engine, job.id))
-    with LiveTable(f"{job.name} ({job.id})", operators, console) as show_news:
-        runner = LocalRunner(house, job, observer=show_news, on_model_progress=_model_progress(console))
-        with _signals(runner.cancel):
-            outcome = runner.run()
+    watch = JobWatch(house, job.id)
+    with LiveTable(f"{job.name} ({job.id})", console) as show, _signals(lambda: watch.cancel("interrupted")):
+        outcome = watch.follow(show, _model_progress(console))
     if outcome.job.status is JobStatus.CANCELED:
         raise KeyboardInterrupt
     page = f"{platform.prefect_ui_url}/runs/flow-run/{outcome.job.flow_run_id}"
@@ -141,6 +140,7 @@ def _compile(settings: Settings, console: Console, order: Order) -> Compiled:
 
 def _create(house: House, console: Console, order: Order, compiled: Compiled | None) -> Job:
     from clara_flow.deployments.trigger import create_job, resume_job
+    from clara_flow.records.state_machine import JobPriority
 
     if compiled is None or order.source is None:
         return resume_job(house, order.resume, timeout_s=order.timeout_s)
@@ -154,6 +154,8 @@ def _create(house: House, console: Console, order: Order, compiled: Compiled | N
             source=order.source,
             runtime=house.settings.runtime,
             timeout_s=order.timeout_s,
+            priority=JobPriority(order.priority),
+            tenant=order.tenant,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

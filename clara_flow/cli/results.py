@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from clara_flow.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from clara_flow.deployments.local_runner import ResultFolder
+    from clara_flow.deployments.watch import ResultFolder
 
 PARTIAL = ".clara-flow-partial"
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from clara_flow.cli.arguments import parse_arguments
+from clara_flow.cli.arguments import parse_arguments, parse_priority
 
 
 def run(
@@ -29,6 +29,12 @@ def run(
     ] = None,
     timeout: Annotated[
         int | None, typer.Option(metavar="S", help="Seconds that the job may run.", show_default=False)
+    ] = None,
+    priority: Annotated[
+        str, typer.Option(help="lower, normal, higher or immediate (the emergency lane).", callback=parse_priority)
+    ] = "normal",
+    tenant: Annotated[
+        str | None, typer.Option(help="Who the job counts for in quotas and fair shares.", show_default=False)
     ] = None,
     resume: Annotated[
         str, typer.Option(metavar="JOB", help="Run a job again that did not complete; what it sealed is not run again.")
@@ -68,6 +74,8 @@ def run(
         resume=resume,
         arguments=parse_arguments(set_ or []),
         timeout_s=timeout,
+        priority=priority,
+        tenant=tenant,
         keep=keep,
     )
     done = run_main_job(settings, console, order)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -18,16 +18,15 @@ from clara_flow.deployments.pipelines import read_definition
 from clara_flow.errors import InputError, ResourcesNeverFit, SettingsError
 from clara_flow.flows.compiler import Defaults, compile_pipeline, to_yaml
 from clara_flow.flows.definition.problem import Severity
-from clara_flow.infra.capacity import Capacity
 from clara_flow.infra.images.catalog import Catalog
 from clara_flow.infra.launchers.registry import create_launcher
-from clara_flow.infra.launchers.spec import ResourceRequest
 from clara_flow.plan import Plan
 from clara_flow.records import jobs, payloads, pipelines
 from clara_flow.records.models import Job
 from clara_flow.records.payload_store import PayloadFolder, PayloadStore
 from clara_flow.records.state_machine import JobPriority, JobState, JobStatus
 from clara_flow.settings import Runtime, Settings
+from clara_flow.tasks.demand import GANG, demand_of, job_amounts, operator_amounts
 from clara_flow.tasks.ensure_models import recipes
 from clara_flow.tasks.operator_io import refuse_what_cannot_run
 
@@ -39,16 +38,12 @@ class House:
     """What creating and running jobs needs: made once by a process and passed on.
 
     engine          the records' database.
-    prefect_api_url the Prefect server that shows the jobs.
-    catalog         the bundled operators.
-    capacity        what this machine has.
+    catalog         the operators that run without an image of their own.
     """
 
     settings: Settings
     engine: sa.Engine
-    prefect_api_url: str
     catalog: Catalog
-    capacity: Capacity = field(default_factory=Capacity.of_this_machine)
 
     @property
     def store(self) -> PayloadStore:
@@ -87,18 +82,23 @@ def create_job(
     name: str | None = None,
     timeout_s: int | None = None,
     priority: JobPriority = JobPriority.NORMAL,
+    tenant: str | None = None,
+    flow_run_id: UUID | None = None,
     on_progress: Progress | None = None,
 ) -> Job:
     """Take the folder `source` as the job's payload and queue a job of the compiled definition.
 
     timeout_s       None: the definition's, else the settings' default.
+    tenant          who it counts for; None: the definition's label `tenant`, else the settings' default.
+    flow_run_id     the Prefect flow run that shows it, where there is one already.
     on_progress     (bytes, of bytes) while the payload is copied.
 
     Raises ResourcesNeverFit, LauncherUnavailable, PayloadError, StorageError, SettingsError; then no record and no file
     was left.
     """
     plan = compiled.plan
-    check_plan(house, plan, runtime)
+    tenant = tenant or plan.metadata.get("tenant") or house.settings.tenant
+    check_plan(house, plan, runtime, tenant)
     timeout = allowed_timeout(house.settings, plan, timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
     folder = house.store.stage(source, on_progress)
@@ -111,20 +111,28 @@ def create_job(
     )
     return _record(
         house, folder, plan, pipeline.id, name=name or plan.name, runtime=runtime, timeout_s=timeout,
-        arguments=compiled.arguments, priority=priority,
+        arguments=compiled.arguments, priority=priority, tenant=tenant, flow_run_id=flow_run_id,
     )  # fmt: skip
 
 
-def resume_job(house: House, reference: str, *, runtime: Runtime | None = None, timeout_s: int | None = None) -> Job:
+def resume_job(
+    house: House,
+    reference: str,
+    *,
+    runtime: Runtime | None = None,
+    timeout_s: int | None = None,
+    completed_too: bool = False,
+    flow_run_id: UUID | None = None,
+) -> Job:
     """Queue a job again that did not complete; what it had sealed is not run again.
 
     The new job has a payload of its own, with the same input (hard links). Raises InputError when the job is not over,
-    has completed, or its payload was removed; else as `create_job` does.
+    has completed (unless `completed_too`), or its payload was removed; else as `create_job` does.
     """
     earlier = jobs.get_job(house.engine, reference)
     if earlier.state is not JobState.STOPPED:
         raise InputError(f"job {earlier.id} is still {earlier.state}: wait for its end, or cancel it")
-    if earlier.status is JobStatus.HEALTHY:
+    if earlier.status is JobStatus.HEALTHY and not completed_too:
         raise InputError(f"job {earlier.id} has completed: there is nothing to resume")
     before = house.store.folder(earlier.payload_id)
     if not before.input.is_dir():
@@ -132,7 +140,7 @@ def resume_job(house: House, reference: str, *, runtime: Runtime | None = None, 
     pipeline = pipelines.get_pipeline(house.engine, earlier.pipeline_id)
     plan = Plan.model_validate(pipeline.plan)
     runtime = runtime or cast(Runtime, earlier.runtime)
-    check_plan(house, plan, runtime)
+    check_plan(house, plan, runtime, earlier.tenant)
     timeout = allowed_timeout(house.settings, plan, timeout_s or earlier.timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
     folder = house.store.create()
@@ -143,29 +151,31 @@ def resume_job(house: House, reference: str, *, runtime: Runtime | None = None, 
         raise
     return _record(
         house, folder, plan, pipeline.id, name=earlier.name, runtime=runtime, timeout_s=timeout,
-        arguments=earlier.arguments, priority=earlier.priority, resumes=earlier.id,
+        arguments=earlier.arguments, priority=earlier.priority, tenant=earlier.tenant, resumes=earlier.id,
+        flow_run_id=flow_run_id,
     )  # fmt: skip
 
 
-def check_plan(house: House, plan: Plan, runtime: Runtime) -> None:
-    """Raise for what this machine can never run: runtime, resources, images, models, kinds of operators."""
+def check_plan(house: House, plan: Plan, runtime: Runtime, tenant: str) -> None:
+    """Raise for what can never run: runtime, resources, quota, images, models, kinds of operators."""
+    from clara_flow.infra.ledger.ledger import missing_for
+    from clara_flow.infra.pool.dispatcher import ledger_nodes, ledger_quotas
+    from clara_flow.records import nodes, quotas
+
     asyncio.run(create_launcher(runtime, house.settings).check())
-    requests = []
     for operator in plan.operators:
         refuse_what_cannot_run(operator)
         house.catalog.resolve(operator.container.reference, operator.container.command, runtime)
-        request = ResourceRequest(**operator.requests.model_dump())
-        if missing := house.capacity.missing_for(request):
-            raise ResourcesNeverFit(operator.name, missing=missing)
-        requests.append(request)
-    if plan.scheduling == "gang":
-        whole = ResourceRequest(
-            cpu=sum(r.cpu for r in requests),
-            memory_mib=sum(r.memory_mib for r in requests),
-            gpu=sum(r.gpu for r in requests),
+    machines = ledger_nodes(nodes.list_nodes(house.engine), now=0.0)
+    quota = next((quota for quota in ledger_quotas(quotas.list_quotas(house.engine)) if quota.tenant == tenant), None)
+    if machines:  # else the pool has not come up yet, and the job waits for it
+        holders = [(operator.name, operator_amounts(operator)) for operator in plan.operators]
+        holders.append(
+            ("the whole job" + (" (scheduling: gang)" if plan.scheduling == GANG else ""), job_amounts(plan))
         )
-        if missing := house.capacity.missing_for(whole):
-            raise ResourcesNeverFit("the whole job (scheduling: gang)", missing=missing)
+        for holder, amounts in holders:
+            if missing := missing_for(machines, quota, amounts):
+                raise ResourcesNeverFit(holder, missing=missing)
     recipes(plan, house.catalog)
 
 
@@ -191,7 +201,9 @@ def _record(
     timeout_s: int,
     arguments: Mapping[str, str],
     priority: JobPriority,
+    tenant: str,
     resumes: UUID | None = None,
+    flow_run_id: UUID | None = None,
 ) -> Job:
     """Store payload and job; the payload's files go when that fails."""
     manifest = folder.input_manifest()
@@ -213,7 +225,13 @@ def _record(
             timeout_s=timeout_s,
             arguments=arguments,
             priority=priority,
+            tenant=tenant,
+            demand=demand_of(plan, timeout_s=timeout_s, grace_s=house.settings.stop_grace_s),
+            preemptible=plan.preemptible,
+            on_restart=plan.on_restart,
+            fastio_mib=plan.fastio_mib,
             resumes=resumes,
+            flow_run_id=flow_run_id,
         )
     except BaseException:
         house.store.remove(folder.id)

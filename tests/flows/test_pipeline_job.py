@@ -1,8 +1,9 @@
-"""The flow on a real Prefect server and a real database, with real processes."""
+"""Jobs through the pool: a real worker, a real Prefect server, a real database, real processes."""
 
 from __future__ import annotations
 
-import threading
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,46 @@ import sqlalchemy as sa
 from tiny.pipelines import diamond, scripted, write_definition
 from waiting import eventually
 
-from clara_flow.deployments.local_runner import JobOutcome, LocalRunner
 from clara_flow.deployments.trigger import House, compile_definition, create_job, resume_job
-from clara_flow.errors import (
-    InputError,
-    JobFaulted,
-    LauncherUnavailable,
-    ResourcesNeverFit,
-    SettingsError,
-    StaleOwner,
-)
+from clara_flow.deployments.watch import JobOutcome, JobWatch, Progress
+from clara_flow.errors import InputError, JobFaulted, LauncherUnavailable, ResourcesNeverFit, SettingsError
+from clara_flow.infra.gpu.inventory import list_gpus
 from clara_flow.records import jobs
 from clara_flow.records.models import Job
+from clara_flow.records.owner import Owner
 from clara_flow.records.state_machine import JobEvent, JobState, JobStatus
-from clara_flow.tasks.job_context import OperatorNews
+from clara_flow.services.prefect_server import api_url
 
 Submit = Callable[..., Job]
+CORES = len(os.sched_getaffinity(0))
+
+
+def run(house: House, job: Job, on_progress: Callable[[Progress], None] = lambda progress: None) -> JobOutcome:
+    """Follow a queued job to its end."""
+    return JobWatch(house, job.id).follow(on_progress)
+
+
+class Watcher:
+    """Remembers the states that operators were seen in, and calls a function when one gets into a state."""
+
+    def __init__(self, **calls: Callable[[], Any]) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.reasons: dict[str, set[str]] = {}
+        self.calls = calls
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a change."""
+        for name, reason in progress.reasons.items():
+            self.reasons.setdefault(name, set()).add(reason)
+        for row in progress.operators:
+            state = (row.name, str(row.detail))
+            if state not in self.seen and row.detail != "Pending":
+                self.seen.append(state)
+                self.calls.get(f"{row.name}_{row.detail}", lambda: None)()
+
+    def ran(self) -> list[str]:
+        """Operators that ran, in order."""
+        return [name for name, state in self.seen if state == "Running"]
 
 
 @pytest.fixture
@@ -48,7 +73,7 @@ def states(outcome: JobOutcome) -> dict[str, str]:
 
 
 def prefect(house: House, method: str, path: str, **keys: Any) -> Any:
-    answer = httpx.request(method, f"{house.prefect_api_url}{path}", **keys)
+    answer = httpx.request(method, f"{api_url(house.settings)}{path}", **keys)
     answer.raise_for_status()
     return answer.json()
 
@@ -59,23 +84,24 @@ def task_runs(house: House, outcome: JobOutcome) -> dict[str, Any]:
 
 
 def test_a_diamond_runs_in_order_and_hands_over_files(house: House, submit: Submit) -> None:
-    news: list[OperatorNews] = []
-    outcome = LocalRunner(house, submit(*diamond()), observer=news.append).run()
+    watcher = Watcher()
+    outcome = run(house, submit(*diamond()), watcher)
     outcome.raise_for_status()
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.HEALTHY)
     assert set(states(outcome).values()) == {"Completed"}
     assert [result.operator for result in outcome.results] == ["d", "e"]
     handed = {path.name: path.read_text() for path in outcome.results[0].path.iterdir()}
     assert handed == {"baone.txt": "1\na\nb\nd\n", "caone.txt": "1\na\nc\nd\n"}
-    running = [item.operator for item in news if item.state == "Running"]
-    assert running[0] == "a"
-    assert set(running[1:3]) == {"b", "c"}
+    assert watcher.seen[0][0] == "a"
+    started = {row.name: row.started for row in outcome.operators}
+    assert sorted(started, key=lambda name: (started[name], name))[0] == "a"
+    assert started["d"] > max(started["b"], started["c"])
     assert all(row.run_time_s and row.peak_memory_bytes and row.exit_code == 0 for row in outcome.operators)
     assert not outcome.payload.verify("d")
 
 
 def test_prefect_shows_tasks_edges_tags_logs_and_artifacts(house: House, submit: Submit) -> None:
-    outcome = LocalRunner(house, submit(*diamond(b="copy say:hello"))).run()
+    outcome = run(house, submit(*diamond(b="copy say:hello")))
     run_id = outcome.job.flow_run_id
     flow_run = prefect(house, "GET", f"/flow_runs/{run_id}")
     assert (flow_run["state"]["type"], flow_run["state"]["name"]) == ("COMPLETED", "Completed")
@@ -102,7 +128,7 @@ def test_prefect_shows_tasks_edges_tags_logs_and_artifacts(house: House, submit:
 
 
 def test_a_failure_skips_downstream_lets_siblings_finish_and_is_told(house: House, submit: Submit) -> None:
-    outcome = LocalRunner(house, submit(*diamond(b="fail:7"))).run()
+    outcome = run(house, submit(*diamond(b="fail:7")))
     assert states(outcome) == {"a": "Completed", "b": "Failed", "c": "Completed", "d": "Skipped", "e": "Completed"}
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.FAULTED)
     with pytest.raises(JobFaulted, match=r"(?s)operator 'b' exited with 7.*about to fail\n.*the reason why"):
@@ -118,14 +144,13 @@ def test_a_failure_skips_downstream_lets_siblings_finish_and_is_told(house: Hous
 
 def test_a_resumed_job_runs_only_what_had_not_completed(house: House, submit: Submit, tmp_path: Path) -> None:
     gate = tmp_path / "mended"
-    first = LocalRunner(house, submit(*diamond(b=f"need:{gate} copy"))).run()
+    first = run(house, submit(*diamond(b=f"need:{gate} copy")))
     assert states(first)["b"] == "Failed"
     gate.touch()
-    news: list[OperatorNews] = []
-    second = LocalRunner(house, resume_job(house, str(first.job.id)[:8]), observer=news.append).run()
+    second = run(house, resume_job(house, str(first.job.id)[:8]))
     second.raise_for_status()
     assert states(second) == {"a": "Cached", "b": "Completed", "c": "Cached", "d": "Completed", "e": "Cached"}
-    assert [item.operator for item in news if item.state == "Running"] == ["b", "d"]
+    assert [row.name for row in second.operators if row.started] == ["b", "d"]
     assert second.job.resumes == first.job.id
     assert second.payload.id != first.payload.id
     assert not second.payload.verify("a")
@@ -134,23 +159,17 @@ def test_a_resumed_job_runs_only_what_had_not_completed(house: House, submit: Su
 
 
 def test_a_changed_input_of_the_earlier_job_is_not_taken_over(house: House, submit: Submit) -> None:
-    first = LocalRunner(house, submit(*diamond(b="fail:1"))).run()
+    first = run(house, submit(*diamond(b="fail:1")))
     changed = next((first.payload.operator_folder("a")).iterdir())
     changed.chmod(0o644)
     changed.write_text("someone was here")
-    second = LocalRunner(house, resume_job(house, str(first.job.id))).run()
+    second = run(house, resume_job(house, str(first.job.id)))
     assert states(second)["a"] == "Completed", "its outputs were not what had been sealed: it ran again"
 
 
 def test_cancel_ends_operators_and_the_job(house: House, submit: Submit) -> None:
-    running = threading.Event()
-    runner = LocalRunner(
-        house,
-        submit(*diamond(c="hang")),
-        observer=lambda news: running.set() if (news.operator, news.state) == ("c", "Running") else None,
-    )
-    threading.Thread(target=lambda: (running.wait(30), runner.cancel())).start()
-    outcome = runner.run()
+    watch = JobWatch(house, submit(*diamond(c="hang")).id)
+    outcome = watch.follow(Watcher(c_Running=lambda: watch.cancel("a test")))
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.CANCELED)
     assert states(outcome)["c"] == "Cancelled"
     assert states(outcome)["d"] == states(outcome)["e"] == "Skipped"
@@ -158,7 +177,7 @@ def test_cancel_ends_operators_and_the_job(house: House, submit: Submit) -> None
 
 
 def test_the_jobs_timeout_ends_it(house: House, submit: Submit) -> None:
-    outcome = LocalRunner(house, submit(scripted("slow", script="hang"), timeout_s=1)).run()
+    outcome = run(house, submit(scripted("slow", script="hang"), timeout_s=1))
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.TERMINATED)
     assert "timeout of 1 s" in outcome.job.messages[-1]
     assert states(outcome)["slow"] in ("TimedOut", "Cancelled")
@@ -166,14 +185,12 @@ def test_the_jobs_timeout_ends_it(house: House, submit: Submit) -> None:
 
 
 def test_states_tell_the_truth(house: House, submit: Submit) -> None:
-    outcome = LocalRunner(
-        house,
-        submit(
-            scripted("late", script="hang", timeout=1),
-            scripted("greedy", script="hog"),
-            scripted("idle", script="nothing"),
-        ),
-    ).run()
+    job = submit(
+        scripted("late", script="hang", timeout=1),
+        scripted("greedy", script="hog"),
+        scripted("idle", script="nothing"),
+    )
+    outcome = run(house, job)
     assert states(outcome) == {"late": "TimedOut", "greedy": "OutOfMemory", "idle": "OutputMissing"}
     names = {"late": "TimedOut", "greedy": "OutOfMemory", "idle": "Failed"}
     eventually(
@@ -181,30 +198,31 @@ def test_states_tell_the_truth(house: House, submit: Submit) -> None:
     )
 
 
-def test_an_operator_that_must_wait_says_so(house: House, submit: Submit, tmp_path: Path) -> None:
-    all_cores = {"cpu": house.capacity.cpu, "memory": 128}
+def test_an_operator_that_must_wait_says_for_what_and_for_whom(house: House, submit: Submit, tmp_path: Path) -> None:
+    all_cores = {"cpu": CORES, "memory": 128}
     gate = tmp_path / "go"
-    news: list[OperatorNews] = []
-
-    def watch(item: OperatorNews) -> None:
-        news.append(item)
-        if item.state == "WaitingForResources":
-            gate.touch()
-
     job = submit(
         scripted("first", script=f"gate:{gate} copy", requests=all_cores),
         scripted("second", script="copy", requests=all_cores),
     )
-    outcome = LocalRunner(house, job, observer=watch).run()
+    watcher = Watcher()
+
+    def watch(progress: Progress) -> None:
+        watcher(progress)
+        if any(str(job.id)[:8] in reason for reason in watcher.reasons.get("second", ())):
+            gate.touch()
+
+    outcome = run(house, job, watch)
     outcome.raise_for_status()
-    waited = [item for item in news if item.state == "WaitingForResources"]
-    assert [item.message for item in waited] == ["waits for cpu"]
-    row = next(row for row in outcome.operators if row.name == waited[0].operator)
+    assert ("second", "WaitingForResources") in watcher.seen
+    assert f"waits for CPU cores, held by job {str(job.id)[:8]}" in watcher.reasons["second"]
+    waiting = "second"
+    row = next(row for row in outcome.operators if row.name == waiting)
     assert row.waited_s is not None
     assert row.waited_s > 0
 
     def shown() -> bool:
-        run = task_runs(house, outcome).get(waited[0].operator)
+        run = task_runs(house, outcome).get(waiting)
         history = prefect(house, "GET", "/task_run_states/", params={"task_run_id": run["id"]}) if run else []
         return "WaitingForResources" in [state["name"] for state in history]
 
@@ -212,13 +230,12 @@ def test_an_operator_that_must_wait_says_so(house: House, submit: Submit, tmp_pa
 
 
 def test_a_gang_holds_everything_before_its_first_operator(house: House, submit: Submit) -> None:
-    chain = [scripted("first"), scripted("second", "first")][: house.capacity.cpu]
-    news: list[OperatorNews] = []
-    outcome = LocalRunner(house, submit(*chain, scheduling="gang"), observer=news.append).run()
-    outcome.raise_for_status()
-    assert "WaitingForResources" not in [item.state for item in news]
+    chain = [scripted("first"), scripted("second", "first")][:CORES]
+    watcher = Watcher()
+    run(house, submit(*chain, scheduling="gang"), watcher).raise_for_status()
+    assert "WaitingForResources" not in [state for _, state in watcher.seen]
     with pytest.raises(ResourcesNeverFit, match="the whole job"):
-        submit(*[scripted(f"op-{n}") for n in range(house.capacity.cpu + 1)], scheduling="gang")
+        submit(*[scripted(f"op-{n}") for n in range(CORES + 1)], scheduling="gang")
 
 
 def test_what_can_never_run_is_refused_before_anything_exists(house: House, submit: Submit) -> None:
@@ -227,7 +244,7 @@ def test_what_can_never_run_is_refused_before_anything_exists(house: House, subm
 
     before, known = payloads(), len(jobs.list_jobs(house.engine))
     with pytest.raises(ResourcesNeverFit, match="lacks 3 gpu"):
-        submit(scripted("net", requests={"gpu": 3 + len(house.capacity.gpus)}))
+        submit(scripted("net", requests={"gpu": 3 + len(list_gpus())}))
     with pytest.raises(LauncherUnavailable, match="'unknown/image:latest' is not a bundled operator"):
         submit(scripted("net", container={"image": "unknown/image"}))
     with pytest.raises(LauncherUnavailable, match="needs the model 'liver_v1', which is not there"):
@@ -238,25 +255,43 @@ def test_what_can_never_run_is_refused_before_anything_exists(house: House, subm
     assert len(jobs.list_jobs(house.engine)) == known
 
 
-def test_a_job_whose_runner_died_is_evicted_and_can_be_resumed(house: House, submit: Submit) -> None:
-    from clara_flow.records.owner import Owner
-
-    job = submit(*diamond())
-    dead = Owner("nowhere", 1, "never")
-    jobs.begin_job(house.engine, job.id, dead)
-    with house.engine.begin() as connection:  # as if that process had been here
-        connection.execute(
-            sa.text("UPDATE jobs SET owner_host = :host WHERE id = :id"), {"host": _host(), "id": job.id}
-        )
-    LocalRunner(house, submit(scripted("other"))).run().raise_for_status()
-    assert jobs.get_job(house.engine, job.id).status is JobStatus.EVICTED
-    LocalRunner(house, resume_job(house, str(job.id))).run().raise_for_status()
+def kill_the_runner(house: House, job: Job) -> None:
+    owner = jobs.get_job(house.engine, job.id).owner
+    assert owner is not None
+    os.kill(owner.pid, signal.SIGKILL)
 
 
-def _host() -> str:
-    import socket
+def test_a_job_whose_runner_died_goes_on_from_its_sealed_operators(
+    house: House, submit: Submit, tmp_path: Path
+) -> None:
+    gate = tmp_path / "go"
+    job = submit(*diamond(c=f"gate:{gate} copy"))
 
-    return socket.gethostname()
+    def kill_once(progress: Progress) -> None:
+        if progress.job.requeues:
+            gate.touch()
+        elif {row.name: str(row.detail) for row in progress.operators}["c"] == "Running" and done(progress, "a", "b"):
+            kill_the_runner(house, job)
+
+    outcome = run(house, job, kill_once)
+    outcome.raise_for_status()
+    assert outcome.job.requeues == 1
+    assert states(outcome) == {"a": "Cached", "b": "Cached", "c": "Completed", "d": "Completed", "e": "Completed"}
+    assert [row.attempt for row in outcome.operators] == [1, 1, 2, 1, 1]
+
+
+def done(progress: Progress, *operators: str) -> bool:
+    details = {row.name: str(row.detail) for row in progress.operators}
+    return all(details[name] in ("Completed", "Cached") for name in operators)
+
+
+def test_a_job_that_must_not_be_restarted_is_evicted_and_can_be_resumed(house: House, submit: Submit) -> None:
+    job = submit(*diamond(b="hang"), **{"on-restart": "evict"})
+    outcome = run(house, job, Watcher(b_Running=lambda: kill_the_runner(house, job)))
+    assert outcome.job.status is JobStatus.EVICTED
+    again = resume_job(house, str(job.id))
+    jobs.cancel_job(house.engine, again.id)
+    assert run(house, again).job.status is JobStatus.CANCELED
 
 
 def test_a_runner_that_lost_its_job_neither_writes_nor_leaves_operators(
@@ -264,24 +299,22 @@ def test_a_runner_that_lost_its_job_neither_writes_nor_leaves_operators(
 ) -> None:
     gate = tmp_path / "go"
     job = submit(*diamond(a=f"gate:{gate} copy", b="hang", c="hang"))
-
-    def lose_the_job(news: OperatorNews) -> None:
-        if (news.operator, news.state) == ("a", "Completed"):  # b and c are about to start
-            with house.engine.begin() as connection:
-                statement = sa.text("UPDATE jobs SET fence = gen_random_uuid() WHERE id = :id")
-                connection.execute(statement, {"id": job.id})
-
+    eventually(lambda: states_of(house, job)["a"] == "Running", within_s=30)
+    stranger = Owner("elsewhere", 1, "never")
+    with house.engine.begin() as connection:  # as if another machine had been given it
+        statement = sa.text("UPDATE jobs SET fence = :fence, owner_host = 'elsewhere' WHERE id = :id")
+        connection.execute(statement, {"id": job.id, "fence": stranger.token})
     gate.touch()
-    with pytest.raises(StaleOwner, match="does not belong to process"):
-        LocalRunner(house, job, observer=lose_the_job).run()
-    payload = house.store.folder(job.payload_id)
-    assert payload.sealed("a")
-    assert payload.sealed("b") is None
-    told = {row.name: str(row.detail) for row in jobs.list_operators(house.engine, job.id)}
-    assert told == {"a": "Completed", "b": "Pending", "c": "Pending", "d": "Pending", "e": "Pending"}
     marker = f"CLARA_JOB_ID={job.id}".encode()
-    running = [path for path in Path("/proc").glob("[0-9]*/environ") if marker in _read(path)]
-    assert running == []
+    eventually(lambda: not any(marker in _read(path) for path in Path("/proc").glob("[0-9]*/environ")), within_s=30)
+    assert set(states_of(house, job).values()) == {"Running", "Pending"}, "its word counts no more"
+    payload = house.store.folder(job.payload_id)
+    assert payload.sealed("b") is None
+    jobs.finish_job(house.engine, job.id, stranger, JobEvent.FAULT, messages=["the end of a test"])
+
+
+def states_of(house: House, job: Job) -> dict[str, str]:
+    return {row.name: str(row.detail) for row in jobs.list_operators(house.engine, job.id)}
 
 
 def _read(path: Path) -> bytes:
@@ -291,9 +324,13 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def test_a_broken_machinery_faults_the_job(house: House, submit: Submit) -> None:
+def test_a_job_that_was_cancelled_before_it_began_never_begins(house: House, submit: Submit) -> None:
+    hold = submit(scripted("hold", script="hang", requests={"cpu": CORES, "memory": 128}))
+    eventually(lambda: states_of(house, hold)["hold"] == "Running", within_s=30)
     job = submit(scripted("a"))
-    jobs.cancel_job(house.engine, job.id)  # so that the runner cannot begin it
-    outcome = LocalRunner(house, job).run()
+    jobs.cancel_job(house.engine, job.id)
+    outcome = run(house, job)
     assert outcome.job.status is JobStatus.CANCELED
     assert JobEvent.BEGIN not in " ".join(outcome.job.story)
+    jobs.cancel_job(house.engine, hold.id)
+    assert run(house, hold).job.status is JobStatus.CANCELED

@@ -1,0 +1,78 @@
+"""`clara-flow queue` and `clara-flow cancel`: who waits for what, and how to end it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="Data folder of the platform. Default: CLARA_FLOW_DATA_DIR.", show_default=False)
+]
+
+
+def queue(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Show this many, those served first on top.")] = 20,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show what waits: its place in the queue, what it waits for, who holds that, and when it will probably begin.
+
+    The order is the one in which the pool would serve it now; more urgent jobs that come later go before.
+
+    Example: clara-flow queue --limit 50
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from clara_flow.deployments.queue import waiting
+    from clara_flow.infra.postgres import records_url
+    from clara_flow.records.database import connect
+    from clara_flow.settings import load_settings
+
+    settings = load_settings(data_dir=data_dir)
+    rows, total = waiting(connect(records_url(settings)), limit=limit, ageing_s=settings.ageing_s)
+    if json_:
+        typer.echo(json.dumps([row.as_json() for row in rows], indent=2))
+        return
+    console = Console()
+    if not rows:
+        console.print("Nothing waits.")
+        return
+    table = Table(title=f"{total} waiting", title_justify="left")
+    for heading in ("#", "job", "name", "operator", "tenant", "priority", "waited", "waits for", "begins in"):
+        table.add_column(heading, overflow="fold" if heading == "waits for" else "ellipsis")
+    for row in rows:
+        begins = "?" if row.begins_in_s is None else f"{row.begins_in_s:.0f} s"
+        table.add_row(
+            str(row.position), str(row.job_id)[:8], row.name, row.operator or "-", row.tenant, row.priority.lower(),
+            f"{row.waited_s:.0f} s", row.reason, begins,
+        )  # fmt: skip
+    console.print(table)
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(help="Id of the job, or the beginning of it.")],
+    reason: Annotated[str, typer.Option(help="Kept with the job, for people.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """End a job: a waiting one at once, a running one after its operators were stopped (about a second).
+
+    A job that is over stays as it is. Exit status 3 when there is no such job.
+
+    Example: clara-flow cancel 3f2a91
+    """
+    from clara_flow.infra.postgres import records_url
+    from clara_flow.records import jobs
+    from clara_flow.records.database import connect
+    from clara_flow.records.state_machine import JobState
+    from clara_flow.settings import load_settings
+
+    engine = connect(records_url(load_settings(data_dir=data_dir)))
+    found = jobs.cancel_job(engine, jobs.get_job(engine, job).id, reason=reason)
+    if found.state is JobState.STOPPED:
+        typer.echo(f"job {found.id} is {found.state}/{found.status}")
+    else:
+        typer.echo(f"job {found.id} is being stopped")

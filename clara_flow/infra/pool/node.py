@@ -1,0 +1,183 @@
+"""One machine of the pool: everything that a worker does apart from talking to Prefect's work pool.
+
+It announces the machine, keeps the leases of its jobs alive, gives admitted jobs to warm runners, decides for the whole
+pool while it leads, and repairs what others left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+
+from clara_flow.errors import ClaraFlowError, ServiceError
+from clara_flow.infra.gpu.inventory import GpuWatch
+from clara_flow.infra.gpu.node import NodeInventory, read_node
+from clara_flow.infra.pool.dispatcher import Dispatcher, Waiting
+from clara_flow.infra.pool.runners import RunnerEnd, RunnerSet, RunnerStatus
+from clara_flow.infra.postgres import records_url
+from clara_flow.records import jobs, leases, nodes
+from clara_flow.records.database import connect
+from clara_flow.records.doorbell import Doorbell
+from clara_flow.records.owner import Owner
+from clara_flow.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RUNNER_PROGRAM = "clara_flow.deployments.job_runner"  # named, not imported: it stands above this room
+LEAST_JOBS = 4
+STOP_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A node's membership: its name in the pool and the session of this worker."""
+
+    name: str
+    session: uuid.UUID
+
+
+class PoolNode:
+    """This machine as a member of the pool, from `start` to `stop`.
+
+    environment     of the runners, beyond this process's.
+    on_waiting      called about once a second, on the node that leads, with the first of those who wait and for what.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        on_waiting: Callable[[Sequence[Waiting]], None] = lambda waiting: None,
+    ) -> None:
+        self.settings = settings
+        self.url = records_url(settings)
+        self.joined = Joined(settings.node_name or socket.gethostname(), uuid.uuid4())
+        self.jobs_at_once = settings.node_jobs or max(LEAST_JOBS, 2 * (os.process_cpu_count() or 1))
+        self.owner = Owner.of_this_process()
+        self.dispatcher = Dispatcher(
+            self.url,
+            lease_ttl_s=settings.lease_ttl_s,
+            poll_s=settings.poll_s,
+            ageing_s=settings.ageing_s,
+            on_waiting=on_waiting,
+        )
+        self.runners = RunnerSet(
+            RUNNER_PROGRAM,
+            size=settings.warm_runners,
+            most=self.jobs_at_once + settings.warm_runners,
+            jobs_per_runner=settings.runner_jobs,
+            memory_limit_mib=settings.runner_memory_limit_mib,
+            environment=environment,
+            log_path=settings.data_dir / "logs" / "runners.log",
+            on_end=self._on_runner_end,
+        )
+        self._engine = connect(self.url)
+        self._bell = Doorbell(self.url, (leases.GRANTS,))
+        self._stack = ExitStack()
+        self._stopping = threading.Event()
+        self._handed: dict[uuid.UUID, datetime] = {}  # job -> which of its admissions was handed out
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Join the pool. Raises ServiceError when the database cannot be reached."""
+        jobs.requeue_orphans(self._engine)  # of an earlier worker of this machine
+        self.announce()
+        self._stack.callback(self._engine.dispose)
+        self._stack.callback(self.leave)
+        self.runners.start()
+        self._stack.callback(self.runners.stop, STOP_GRACE_S)
+        watch = GpuWatch(self.announce)
+        watch.start()
+        self._stack.callback(watch.stop)
+        self._stack.callback(self._bell.close)
+        for work in (self._keep_alive, self._hand_out):
+            thread = threading.Thread(target=work, name="pool-node", daemon=True)
+            thread.start()
+            self._stack.callback(thread.join)
+        self._stack.callback(self._bell.interrupt)
+        self._stack.callback(self._stopping.set)
+        self.dispatcher.start()
+        self._stack.callback(self.dispatcher.stop)
+
+    def stop(self) -> None:
+        """Leave the pool: the jobs that run here stop, and go on from their sealed operators on another node or later."""
+        self._stack.close()
+
+    def status(self) -> list[RunnerStatus]:
+        """The runners and what they do."""
+        return self.runners.runners()
+
+    def announce(self) -> None:
+        """Write down what this machine has."""
+        inventory: NodeInventory = read_node()
+        nodes.announce(
+            self._engine,
+            self.joined.name,
+            self.joined.session,
+            self.owner,
+            inventory=inventory.to_json() | {"fastio_limit_mib": self.settings.fastio_limit_mib},
+            jobs=self.jobs_at_once,
+            ttl_s=self.settings.lease_ttl_s,
+        )
+
+    def leave(self) -> None:
+        """Say that nothing new shall come here."""
+        try:
+            nodes.leave(self._engine, self.joined.name, self.joined.session)
+        except ServiceError as error:  # it will fall silent
+            log.info("the node could not say that it leaves: %s", error)
+
+    def _keep_alive(self) -> None:
+        """Renew this node and its leases, well before they end."""
+        while not self._stopping.wait(self.settings.lease_ttl_s / 4):
+            try:
+                if not nodes.heartbeat(self._engine, self.joined.name, self.joined.session, self.settings.lease_ttl_s):
+                    self.announce()
+                leases.renew(self._engine, self.joined.name, self.settings.lease_ttl_s)
+            except ClaraFlowError as error:
+                log.warning("the node's heartbeat: %s", error)
+
+    def _hand_out(self) -> None:
+        """Give every job that was admitted to this node to a runner, once."""
+        admitted = True
+        while not self._stopping.is_set():
+            try:
+                if admitted:
+                    for job in leases.admitted(self._engine, self.joined.name):
+                        self._hand_to_runner(job)
+                notices = self._bell.wait(self.settings.poll_s)
+            except ClaraFlowError as error:
+                log.warning("admitted jobs could not be read: %s", error)
+                notices = self._bell.wait(1.0)
+            admitted = not notices or any(
+                facts.get("reconnected") or (facts.get("node") == self.joined.name and facts.get("operator") == "")
+                for _, facts in notices
+            )
+
+    def _hand_to_runner(self, job: leases.Admitted) -> None:
+        with self._lock:
+            if self._handed.get(job.job_id) == job.granted:
+                return
+            self._handed[job.job_id] = job.granted
+        self.runners.run(job.job_id, facts={}, limit_s=job.limit_s + 2 * self.settings.stop_grace_s)
+
+    def _on_runner_end(self, end: RunnerEnd) -> None:
+        """A runner died with its job: the job is queued again, or handed out again when it had not begun."""
+        if end.job_id is None:
+            return
+        log.warning("the runner %d of job %s ended: %s", end.pid, end.job_id, end.reason)
+        with self._lock:
+            self._handed.pop(end.job_id, None)
+        try:
+            jobs.requeue_orphans(self._engine)
+        except ClaraFlowError as error:  # housekeeping will do it
+            log.warning("job %s is not queued again yet: %s", end.job_id, error)
+        self._bell.interrupt()
