@@ -1,37 +1,73 @@
-"""The ledger: who gets which resources next. Pure: no clock, no I/O, no randomness; every time is an argument."""
+"""The ledger: who gets which resources next. Pure: no clock, no I/O, no randomness; every time is an argument.
+
+`decide` takes a snapshot, decides, and reserves. The rules, each in a file of its own:
+
+- order.py       who is served next; tenants.py: fair shares and quotas
+- placement.py   on which node and devices: best fit, NVLink
+- backfill.py    who may pass whom: nobody ever delays the one who is served next
+- preemption.py  who goes back to the queue for an emergency
+- answers.py     why somebody waits; feasibility.py: what will never fit; forecast.py: when it is likely its turn
+
+**Nobody starves.** Let L be the longest `limit_s` of all leases, and k the number of other asks of the ordinary lanes
+that are at least as old as an ask A. A is granted within
+
+    ageing_s + AGED_TURN * (k + 1) * L        (`order.starvation_bound_s`)
+
+of being asked, provided that (1) limits are kept, (2) its node and devices stay usable and the hard quota of its tenant
+has room, and (3) what is served before all ordinary asks (IMMEDIATE, and the rest of operators that were started early)
+is not counted: the bound is prolonged by the time in which such an ask waits. Proof: whoever is next in the ordinary
+lanes and must wait stays next (the *head*) and is granted at the latest when all leases that ran when it became the
+head have ended, which is within L, since nobody who passes it delays it. So at least one grant per L goes to the next
+one. At the latest every AGED_TURN-th of these grants goes to the oldest ask older than `ageing_s`, and none that are
+asked later can be older than A: after k + 1 such turns A has been served. Early starts do not prolong (3) without
+end: none is granted while an aged ask waits.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from uuid import UUID, uuid5
 
+from clara_flow.infra.ledger.answers import explain
+from clara_flow.infra.ledger.backfill import Reservations
+from clara_flow.infra.ledger.feasibility import missing_for
+from clara_flow.infra.ledger.holdings import Holdings
+from clara_flow.infra.ledger.invariants import check
+from clara_flow.infra.ledger.lanes import Line
 from clara_flow.infra.ledger.model import (
-    RESOURCES,
     Amounts,
     Answer,
     Ask,
     Decision,
-    Fits,
     Grant,
     Lease,
     NeverFits,
     Node,
-    Priority,
     Quota,
-    WaitsFor,
+    Yield,
 )
+from clara_flow.infra.ledger.order import Look, Order
+from clara_flow.infra.ledger.placement import Placement, Site
+from clara_flow.infra.ledger.preemption import Debt, find_victims
+from clara_flow.infra.ledger.tenants import Tenants
+
+__all__ = ["Ledger", "missing_for"]
 
 
 class Ledger:
-    """Snapshot, decide, reserve."""
+    """Everything that is asked for and held, and the decisions on it."""
 
     def __init__(self, *, ageing_s: float = 900.0) -> None:
-        self._ageing_s = ageing_s
-        self._nodes: dict[str, Node] = {}
-        self._quotas: dict[str, Quota] = {}
+        self.ageing_s = ageing_s
         self._asks: dict[UUID, Ask] = {}
-        self._leases: dict[UUID, Lease] = {}
+        self._quotas: dict[str, Quota] = {}
+        self._holdings = Holdings()
+        self._tenants = Tenants()
+        self._order = Order(self._tenants, ageing_s)
+        self._debts: dict[UUID, Debt] = {}
+        self._reservations = Reservations(self._holdings)
 
     @property
     def asks(self) -> Mapping[UUID, Ask]:
@@ -41,155 +77,193 @@ class Ledger:
     @property
     def leases(self) -> Mapping[UUID, Lease]:
         """What is held, by id."""
-        return MappingProxyType(self._leases)
+        return MappingProxyType(self._holdings.leases)
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """What there is, by name."""
+        return MappingProxyType({name: site.node for name, site in self._holdings.sites.items()})
+
+    @property
+    def quotas(self) -> Mapping[str, Quota]:
+        """By tenant."""
+        return MappingProxyType(self._quotas)
 
     def set_nodes(self, nodes: Iterable[Node]) -> None:
         """Replace all nodes; leases on nodes and devices that are gone stay until they are released."""
-        self._nodes = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
+        if self._holdings.set_nodes(nodes):
+            self._tenants.set_nodes(site.node for site in self._holdings.sites.values())
+            self._order.forget_sites()
 
     def set_quotas(self, quotas: Iterable[Quota]) -> None:
-        """Replace all quotas; what is held beyond a new limit stays until it is released."""
+        """Replace all quotas (weights above 0); what is held beyond a new limit stays until it is released."""
         self._quotas = {quota.tenant: quota for quota in quotas}
+        self._tenants.set_quotas(self._quotas)
 
     def ask(self, ask: Ask) -> None:
         """Wait; the same id again, waiting or granted, changes nothing."""
-        if ask.id not in self._leases:
-            self._asks.setdefault(ask.id, ask)
+        if ask.id not in self._asks and ask.id not in self._holdings.leases:
+            self._asks[ask.id] = ask
+            self._order.add(ask)
 
     def withdraw(self, ask_id: UUID) -> None:
         """Wait no longer; an unknown id changes nothing."""
-        self._asks.pop(ask_id, None)
+        if self._asks.pop(ask_id, None):
+            self._order.remove(ask_id)
+            self._debts.pop(ask_id, None)
 
     def restore(self, lease: Lease) -> None:
-        """A lease that was granted before this ledger was made."""
-        self._asks.pop(lease.id, None)
-        self._leases[lease.id] = lease
+        """A lease that was granted before this ledger was made. Its ask, if it waits, waits no longer."""
+        self.withdraw(lease.id)
+        if lease.id not in self._holdings.leases:
+            self._hold(lease)
 
     def release(self, lease_id: UUID, now: float) -> None:
         """The holder is done; an unknown id changes nothing."""
-        self._leases.pop(lease_id, None)
+        if lease := self._holdings.leases.get(lease_id):
+            self._tenants[lease.tenant].count(now)
+            self._holdings.remove(lease_id)
+            self._tenants.hold(lease.tenant, lease.amounts, -1)
 
     def decide(self, now: float) -> list[Decision]:
-        """Grant what can be granted now; the grants are applied when this returns."""
+        """Grant and preempt whatever can be now. What is decided is applied when this returns: holders of grants are in
+        `leases`, jobs that were asked to yield are so marked. Without an event in between a second call returns []."""
+        self._tenants.count(now)
         decisions: list[Decision] = []
-        for ask in self._order():
-            if grant := self._try(ask, now):
-                decisions.append(grant)
-                del self._asks[ask.id]
-                self._leases.update((lease.id, lease) for lease in grant.leases)
+        while found := self._look_through(now):
+            decisions += found
         return decisions
 
     def explain(self, ask_id: UUID, now: float) -> Answer:
-        """Why this ask waits. Raises KeyError for an id that does not wait."""
+        """Why this ask waits, as of the last decision. Raises KeyError for an id that does not wait."""
         ask = self._asks[ask_id]
         if never := self.would_fit(ask):
             return never
-        if grant := self._try(ask, now):
-            return Fits(node=grant.leases[0].node, devices=grant.leases[-1].devices)
-        return WaitsFor(resource="turn", position=[waiting.id for waiting in self._order()].index(ask_id) + 1)
+        line = self._order.line_of(ask_id)
+        self._look_up_sites(line)
+        return explain(
+            ask,
+            line,
+            now,
+            holdings=self._holdings,
+            tenant=self._tenants[ask.tenant],
+            reservations=self._reservations,
+            debts=self._debts,
+            may_preempt=self._order.may_preempt(line),
+            position=self._order.position(ask_id),
+        )
 
     def would_fit(self, ask: Ask) -> NeverFits | None:
-        """What is missing for ever; None: it can be granted one day."""
+        """What is missing for ever (see `missing_for`); None: it can be granted one day."""
         together = ask.amounts + ask.first[1] if ask.first else ask.amounts
-        missing = missing_for(self._nodes.values(), self._quotas.get(ask.tenant), together, ask.needs)
+        nodes = [node for node in self.nodes.values() if ask.node is None or ask.node == node.name]
+        missing = missing_for(nodes, self._quotas.get(ask.tenant), together, ask.needs)
         return NeverFits(missing=missing) if missing else None
 
     def queue(self, now: float, limit: int | None = None) -> list[tuple[Ask, Answer]]:
-        """What waits, in the order in which it would be served, with the answers of `explain`."""
-        return [(ask, self.explain(ask.id, now)) for ask in self._order()[:limit]]
+        """What waits, in the order in which it would be served if everything fitted, with the answers of `explain`."""
+        order = self._order.preview(now, limit)
+        return [(ask, self.explain(ask.id, now)) for ask in order]
 
     def invariants(self) -> None:
         """Raises AssertionError, which says what is broken."""
+        check(self._holdings, self._tenants, self._asks)
 
-    def _order(self) -> list[Ask]:
-        return sorted(
-            self._asks.values(),
-            key=lambda ask: (
-                not ask.completes,
-                ask.early,
-                ask.priority != Priority.IMMEDIATE,
-                -ask.priority,
-                not ask.operator,
-                ask.asked,
-                ask.id,
-            ),
+    def _look_through(self, now: float) -> list[Decision]:
+        """One look through the queue in the order of service."""
+        decisions: list[Decision] = []
+        look = Look()
+        self._reservations = reservations = Reservations(self._holdings)
+        for line in self._order.candidates(now, look):
+            self._look_up_sites(line)
+            ask, demand = line.first, line.demand
+            tenant = self._tenants[ask.tenant]
+            end = self._holdings.end_for(ask.job_id, ask.limit_s, now)
+            if short := tenant.short_of(demand.total):
+                if not demand.early:
+                    reservations.closed.setdefault(ask.tenant, set()).update(short)
+                self._order.let_go(line)
+            elif not reservations.quota_allows(tenant, demand, end):
+                pass
+            elif place := reservations.place(line, end):
+                decisions.append(self._grant(line, *place, now, end))
+                continue
+            elif not demand.early:
+                decisions += self._wait(line, now)
+            look.blocked.add(line)
+        return decisions
+
+    def _grant(self, line: Line, site: Site, placement: Placement, now: float, end: float) -> Grant:
+        ask = line.first
+        self._order.served(line)
+        self.withdraw(ask.id)
+        leases = [self._lease(ask, ask.id, ask.operator, ask.amounts, site, placement.devices[0], now)]
+        if ask.first:
+            operator, amounts = ask.first
+            lease_id = uuid5(ask.id, f"{operator} {now!r}")  # a job that comes back asks with the same id
+            leases.append(self._lease(ask, lease_id, operator, amounts, site, placement.devices[1], now))
+        for lease, devices in zip(leases, placement.devices, strict=True):
+            self._hold(lease)
+            self._reservations.granted(site, lease.amounts, devices, end)
+        return Grant(ask=ask, leases=tuple(leases))
+
+    def _lease(
+        self,
+        ask: Ask,
+        lease_id: UUID,
+        operator: str,
+        amounts: Amounts,
+        site: Site,
+        devices: tuple[int, ...],
+        now: float,
+    ) -> Lease:
+        return Lease(
+            id=lease_id,
+            job_id=ask.job_id,
+            operator=operator,
+            tenant=ask.tenant,
+            priority=ask.priority,
+            amounts=amounts,
+            node=site.node.name,
+            devices=tuple(site.node.devices[position].uuid for position in devices),
+            granted=now,
+            limit_s=ask.limit_s,
+            expected_s=ask.expected_s,
+            preemptible=ask.preemptible,
         )
 
-    def _try(self, ask: Ask, now: float) -> Grant | None:
-        parts = [(ask.id, ask.operator, ask.amounts)]
-        if ask.first:
-            parts.append((uuid5(ask.id, ask.first[0]), *ask.first))
-        for node in self._nodes.values():
-            if not node.usable or (ask.node and ask.node != node.name):
-                continue
-            free = {name: getattr(node, name) for name in ("cpu", "memory_mib", "fastio_mib", "jobs")}
-            memory = {device.uuid: device.memory_mib - device.foreign_mib for device in node.devices if device.usable}
-            whole = set(memory)
-            for lease in self._leases.values():
-                if lease.node == node.name:
-                    for name in free:
-                        free[name] -= getattr(lease.amounts, name)
-                    for uuid in lease.devices:
-                        whole.discard(uuid)
-                        if uuid in memory:
-                            memory[uuid] -= lease.amounts.gpu_memory_mib or memory[uuid]
-            leases = []
-            for lease_id, operator, amounts in parts:
-                devices: list[str] = sorted(whole)[: amounts.gpu]
-                if amounts.gpu_memory_mib:
-                    devices = [uuid for uuid, room in sorted(memory.items()) if room >= amounts.gpu_memory_mib][:1]
-                if len(devices) < (amounts.gpu or bool(amounts.gpu_memory_mib)):
-                    break
-                for uuid in devices:
-                    whole.discard(uuid)
-                    memory[uuid] -= amounts.gpu_memory_mib or memory[uuid]
-                for name in free:
-                    free[name] -= getattr(amounts, name)
-                leases.append(
-                    Lease(
-                        id=lease_id,
-                        job_id=ask.job_id,
-                        operator=operator,
-                        tenant=ask.tenant,
-                        priority=ask.priority,
-                        amounts=amounts,
-                        node=node.name,
-                        devices=tuple(devices),
-                        granted=now,
-                        limit_s=ask.limit_s,
-                        expected_s=ask.expected_s,
-                        preemptible=ask.preemptible,
-                    )
-                )
-            if len(leases) == len(parts) and min(free.values()) >= 0:
-                return Grant(ask=ask, leases=tuple(leases))
-        return None
+    def _wait(self, line: Line, now: float) -> list[Decision]:
+        """The first of this line has to wait for a node: reserve, preempt where it may."""
+        ask = line.first
+        debt = self._debts.get(ask.id)
+        if debt and not any(any(self._holdings.of(job_id)) for job_id in debt.victims):
+            del self._debts[ask.id]  # paid, and yet it does not fit: something else went away
+            debt = None
+        taken = set(self._reservations.by_node) - {other.node for other in self._debts.values()}
+        reserved = self._reservations.reserve(line, now, debt.node if debt else None)
+        if reserved:
+            self._order.held_up(line)
+        else:
+            self._order.let_go(line)
+        if debt or not self._order.may_preempt(line):
+            return []
+        sites = [site for site in line.sites or () if site.node.name not in taken]
+        debt = find_victims(line.demand, sites, self._holdings, self._debts.values())
+        if debt is None:
+            return []
+        self._debts[ask.id] = debt
+        yields: list[Decision] = []
+        for job_id in debt.victims:
+            if not any(lease.yielding for lease in self._holdings.of(job_id)):
+                yields.append(Yield(job_id=job_id, ask=ask))
+            for lease in list(self._holdings.of(job_id)):
+                self._holdings.replace(replace(lease, yielding=True))
+        return yields
 
+    def _hold(self, lease: Lease) -> None:
+        self._holdings.add(lease)
+        self._tenants.hold(lease.tenant, lease.amounts)
 
-def missing_for(
-    nodes: Iterable[Node], quota: Quota | None, together: Amounts, needs: Iterable[Amounts] = ()
-) -> dict[str, int]:
-    """What no node and no quota will ever give, by resource ("quota:<resource>" for the hard limit); {}: it can fit.
-
-    together    held at once on one node; needs: held one at a time on that same node.
-    """
-    wanted = [together, *needs]
-    lacks = [_lacks(node, wanted) for node in nodes]
-    missing = min(lacks, key=lambda lack: (len(lack), sum(lack.values())), default={})
-    if quota:
-        for name in RESOURCES:
-            over = max(getattr(amounts, name) for amounts in wanted) - quota.hard.get(name, 2**63)
-            if over > 0:
-                missing[f"quota:{name}"] = over
-    return missing
-
-
-def _lacks(node: Node, wanted: list[Amounts]) -> dict[str, int]:
-    has = {name: getattr(node, name) for name in ("cpu", "memory_mib", "fastio_mib", "jobs")}
-    has["gpu"] = len(node.devices)
-    has["gpu_memory_mib"] = max((device.memory_mib for device in node.devices), default=0)
-    return {
-        name: most - has[name]
-        for name in RESOURCES
-        if (most := max(getattr(amounts, name) for amounts in wanted)) > has[name]
-    }
+    def _look_up_sites(self, line: Line) -> None:
+        if line.sites is None:
+            line.sites = [site for site in self._holdings.sites.values() if site.can_serve(line.demand)]

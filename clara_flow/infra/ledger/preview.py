@@ -1,0 +1,90 @@
+"""The queue as it would be served if everything fitted: the order of order.py, played through without granting."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from clara_flow.infra.ledger.lanes import Age, Lane, oldest_first
+from clara_flow.infra.ledger.model import Ask, Priority
+from clara_flow.infra.ledger.tenants import HOLDING_S, PICKS, Tenant, Tenants
+
+
+@dataclass(slots=True)
+class _Turn:
+    """Where a tenant would be after the picks played so far."""
+
+    tenant: Tenant
+    classes: dict[Priority, list[tuple[Age, Ask]]]  # in reverse: the next one is the last
+    passes: dict[Priority, float]
+    rank: float
+
+    def next(self, listed: set[UUID]) -> Ask | None:
+        for asks in self.classes.values():
+            while asks and asks[-1][1].id in listed:
+                asks.pop()
+        due = [priority for priority, asks in self.classes.items() if asks]
+        if not due:
+            return None
+        return self.classes[min(due, key=lambda priority: (self.passes[priority], -priority))][-1][1]
+
+    def pick(self, ask: Ask, tenants: Tenants) -> None:
+        self.passes[ask.priority] += 1 / PICKS[ask.priority]
+        taken = ask.amounts + ask.first[1] if ask.first else ask.amounts
+        self.rank += HOLDING_S * tenants.fraction(taken) / self.tenant.quota.weight
+
+
+def fair_order(
+    tenants: Tenants,
+    lanes: dict[tuple[str, Priority, bool], Lane],
+    aged: Iterator[Ask],
+    picks_to_aged: int,
+    aged_turn: int,
+    head: Ask | None,
+) -> Iterator[Ask]:
+    """The ordinary lanes; `aged` are the asks that wait too long, the oldest first."""
+    turns: dict[str, _Turn] = {}
+    for tenant in tenants:
+        if tenant.waiting:
+            classes = {
+                priority: [
+                    entry
+                    for admission in (True, False)
+                    if (lane := lanes.get((tenant.name, priority, admission)))
+                    for entry in reversed(list(oldest_first(lane)))
+                ]
+                for priority in PICKS
+            }
+            turns[tenant.name] = _Turn(tenant, classes, dict(tenant.passes), tenant.rank)
+    listed: set[UUID] = set()
+
+    def entry(turn: _Turn) -> tuple[bool, float, float, str, Ask] | None:
+        ask = turn.next(listed)
+        if ask is None:
+            return None
+        return turn.tenant.borrows(ask.amounts), turn.rank, ask.asked, turn.tenant.name, ask
+
+    def serve(ask: Ask) -> Ask:
+        listed.add(ask.id)
+        turns[ask.tenant].pick(ask, tenants)
+        return ask
+
+    if head is not None:
+        yield serve(head)
+    due = [found for turn in turns.values() if (found := entry(turn))]
+    heapq.heapify(due)
+    while due:
+        if picks_to_aged <= 0:
+            oldest = next((ask for ask in aged if ask.id not in listed), None)
+            picks_to_aged = aged_turn
+            if oldest is not None:
+                yield serve(oldest)
+                picks_to_aged -= 1
+        *_, name, ask = heapq.heappop(due)
+        if ask.id not in listed:
+            yield serve(ask)
+            picks_to_aged -= 1
+        if found := entry(turns[name]):
+            heapq.heappush(due, found)
