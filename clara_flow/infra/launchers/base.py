@@ -50,6 +50,21 @@ class Ending:
     cpu_s: float | None = None
 
 
+class Stop(asyncio.Event):
+    """Set when an attempt shall end: by `set` when nobody wants it any more, by `expire` when its time is over.
+
+    limit_s     the time that is over; None while it is not.
+    """
+
+    limit_s: float | None = None
+
+    def expire(self, limit_s: float) -> None:
+        """Its time, of which it had `limit_s`, is over. Whatever was asked first counts."""
+        if not self.is_set():
+            self.limit_s = limit_s
+            self.set()
+
+
 class Attempt(ABC):
     """One attempt of one operator: what a back end knows how to do. Every method blocks and is called in a thread.
 
@@ -91,18 +106,20 @@ class Launcher(ABC):
 
     runtime: ClassVar[Runtime]
 
-    async def run(self, spec: LaunchSpec, *, stop: asyncio.Event, on_line: Callable[[str], None]) -> ExitReport:
+    async def run(self, spec: LaunchSpec, *, stop: Stop, on_line: Callable[[str], None]) -> ExitReport:
         """Run one attempt of an operator.
 
         1. Launches with exactly the mounts, devices, limits and environment of `spec`.
         2. Returns on exit status 0 when every required output holds a file; OutputMissing otherwise.
         3. Raises OperatorFailed for any other exit status, OperatorOutOfMemory, OperatorTimedOut (`spec.timeout_s`
-           after launch), OperatorCancelled (`stop` was set) or OperatorLost (no exit status; may be retried), each
-           with the last 20 lines of the log; LauncherUnavailable when the operator could not be launched at all.
+           after launch, or `stop` expired), OperatorCancelled (`stop` was set) or OperatorLost (no exit status; may be
+           retried), each with the last 20 lines of the log; LauncherUnavailable when the operator could not be
+           launched at all.
         4. Calls `on_line`, in this event loop and context, with each line of the log as it comes: decoded with
            replacement, long lines split, after a bound one line that says where the rest is. The whole log is in
            `spec.log_path`, cut at `spec.log_limit_bytes` with head and tail kept. No log fills memory.
-        5. On timeout and on `stop` asks politely, waits `spec.grace_s`, then kills.
+        5. Then asks politely, waits `spec.grace_s` after its time was over, `spec.cancel_grace_s` when it was
+           cancelled, and kills.
         6. Removes everything that it made, in every case, also when the calling task is cancelled.
         """
         context = contextvars.copy_context()
@@ -151,7 +168,7 @@ class Launcher(ABC):
 class _Supervision:
     """The life of one attempt: two threads of its own, one that launches and follows, one for orders."""
 
-    def __init__(self, attempt: Attempt, log: OperatorLog, stop: asyncio.Event) -> None:
+    def __init__(self, attempt: Attempt, log: OperatorLog, stop: Stop) -> None:
         self.attempt = attempt
         self.spec = attempt.spec
         self.log = log
@@ -162,7 +179,7 @@ class _Supervision:
 
     async def run(self) -> ExitReport:
         if self.stop.is_set():
-            raise self._error(OperatorCancelled)
+            raise self._stopped(self.stop.limit_s)
         stopping = asyncio.ensure_future(self.stop.wait())
         try:
             return await self._run(stopping)
@@ -173,7 +190,7 @@ class _Supervision:
         self.launched = self.threads.submit(self.attempt.launch)
         await asyncio.wait([_awaitable(self.launched), stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self.launched.done():
-            raise self._error(OperatorCancelled)
+            raise self._stopped(self.stop.limit_s)
         self.launched.result()
         started = datetime.now(UTC)
         self.followed = self.threads.submit(self._follow)
@@ -181,12 +198,11 @@ class _Supervision:
         await asyncio.wait([followed, stopping], timeout=self.spec.timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self.followed.done():
             return self._report(self.followed.result(), started)
-        cancelled = self.stop.is_set()
+        limit_s = self.stop.limit_s if self.stop.is_set() else self.spec.timeout_s
+        grace_s = self.spec.cancel_grace_s if limit_s is None else self.spec.grace_s
         await _awaitable(self.threads.submit(self.attempt.ask_to_stop))
-        await asyncio.wait([followed], timeout=self.spec.grace_s)  # and clean_up kills
-        if cancelled:
-            raise self._error(OperatorCancelled)
-        raise self._error(OperatorTimedOut, timeout_s=self.spec.timeout_s)
+        await asyncio.wait([followed], timeout=grace_s)  # and clean_up kills
+        raise self._stopped(limit_s)
 
     def _follow(self) -> Ending:
         try:
@@ -214,6 +230,12 @@ class _Supervision:
             log_bytes=self.log.total_bytes,
             identity=self.attempt.identity,
         )
+
+    def _stopped(self, limit_s: float | None) -> OperatorError:
+        """The error of an attempt that ran past `limit_s`, or that nobody wanted any more."""
+        if limit_s is None:
+            return self._error(OperatorCancelled)
+        return self._error(OperatorTimedOut, timeout_s=limit_s)
 
     def _error(self, kind: type[OperatorError], **facts: Any) -> OperatorError:
         return kind(self.spec.operator, **facts, log_path=str(self.spec.log_path), last_lines=self.log.last_lines())

@@ -72,6 +72,7 @@ class LaunchSpec:
     outputs         checked after exit status 0 (OutputMissing).
     gpu_devices     UUIDs of the leased GPUs; no other GPU is visible to the operator.
     timeout_s       None = unlimited; after it the operator is asked to stop, `grace_s` later it is killed.
+    cancel_grace_s  the same for an operator that nobody wants any more.
     log_path        file that takes stdout and stderr, cut at `log_limit_bytes` (head and tail are kept).
     network         False = no network (docker) or no promise (process).
     """
@@ -88,6 +89,7 @@ class LaunchSpec:
     gpu_devices: tuple[str, ...] = ()
     timeout_s: float | None = None
     grace_s: float = 15.0
+    cancel_grace_s: float = 1.0
     log_path: Path
     log_limit_bytes: int = 64 * 2**20
     network: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from clara_flow.errors import InputError, LauncherUnavailable
 from clara_flow.infra.images.build import ImageBuilder
 from clara_flow.infra.images.catalog import bundled
+from clara_flow.infra.launchers.base import Stop
 from clara_flow.infra.launchers.docker import DockerLauncher
 from clara_flow.infra.launchers.spec import LaunchSpec
 
@@ -52,7 +52,7 @@ class TestBuild:
             pull_policy=pull_policy,
             log_path=folder / "log",
         )
-        await DockerLauncher(base_url).run(spec, stop=asyncio.Event(), on_line=lines.append)
+        await DockerLauncher(base_url).run(spec, stop=Stop(), on_line=lines.append)
         return lines
 
     async def test_image_runs_its_operator(

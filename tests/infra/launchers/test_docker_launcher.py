@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import uuid
 from pathlib import Path
@@ -11,6 +10,7 @@ import docker
 import pytest
 
 from clara_flow.errors import LauncherUnavailable
+from clara_flow.infra.launchers.base import Stop
 from clara_flow.infra.launchers.docker import OPERATOR_UID, DockerLauncher, container_settings
 from clara_flow.infra.launchers.registry import create_launcher
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount, RegistryAuth, ResourceRequest
@@ -29,7 +29,7 @@ def make_spec(tmp_path: Path, **changes: object) -> LaunchSpec:
 
 async def run(launcher: DockerLauncher, spec: LaunchSpec) -> list[str]:
     lines: list[str] = []
-    await launcher.run(spec, stop=asyncio.Event(), on_line=lines.append)
+    await launcher.run(spec, stop=Stop(), on_line=lines.append)
     return lines
 
 
@@ -96,7 +96,7 @@ print(*[line.split()[3].split(",")[0] for line in open("/proc/mounts") if line.s
     ) -> None:
         request = ResourceRequest(cpu=2, memory_mib=100)
         spec = make_spec(tmp_path, image=base_image, command=("sh", "-c", "echo up; sleep 60"), request=request)
-        stop, seen = asyncio.Event(), []
+        stop, seen = Stop(), []
 
         def look(line: str) -> None:
             (container,) = api.containers(filters={"label": f"clara-flow.job={spec.job_id}"})

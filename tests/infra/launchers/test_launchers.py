@@ -30,7 +30,7 @@ from clara_flow.errors import (
     OutputMissing,
     StorageError,
 )
-from clara_flow.infra.launchers.base import Launcher
+from clara_flow.infra.launchers.base import Launcher, Stop
 from clara_flow.infra.launchers.docker import JOB_LABEL, DockerLauncher
 from clara_flow.infra.launchers.log import FORWARDED_LINES, LINE_BYTES
 from clara_flow.infra.launchers.process import MARK, ProcessLauncher
@@ -100,7 +100,7 @@ class LauncherContract:
 
     async def run(self, launcher: Launcher, spec: LaunchSpec) -> tuple[ExitReport, list[str]]:
         lines: list[str] = []
-        report = await launcher.run(spec, stop=asyncio.Event(), on_line=lines.append)
+        report = await launcher.run(spec, stop=Stop(), on_line=lines.append)
         return report, lines
 
     async def test_success_reports_times_and_identity(self, launcher: Launcher, make_spec: MakeSpec) -> None:
@@ -129,7 +129,7 @@ class LauncherContract:
                 fifo.write_text("went")
 
         lines: list[str] = []
-        await launcher.run(make_spec(code), stop=asyncio.Event(), on_line=answer)
+        await launcher.run(make_spec(code), stop=Stop(), on_line=answer)
         assert lines == ["ready", "went"]
 
     async def test_what_it_reads_and_writes(self, launcher: Launcher, make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -217,20 +217,43 @@ class LauncherContract:
             await self.run(launcher, make_spec(code, timeout_s=1.0, grace_s=0.3))
         assert caught.value.last_lines == ("no",)
 
+    @pytest.mark.parametrize("expires", [True, False])
+    async def test_a_cancelled_operator_gets_another_grace(
+        self, launcher: Launcher, make_spec: MakeSpec, expires: bool
+    ) -> None:
+        """Deaf, with no grace at all for the one and a long one for the other: a wrong one would take too long."""
+        code = """
+            import signal
+            signal.signal(signal.SIGTERM, lambda *_: print('no'))
+            print('up', flush=True)
+            while True: signal.pause()
+        """
+        due, other = ("grace_s", "cancel_grace_s") if expires else ("cancel_grace_s", "grace_s")
+        stop = Stop()
+        running = launcher.run(
+            make_spec(code, timeout_s=None, **{due: 0.2, other: 2 * LIMIT_S}),
+            stop=stop,
+            on_line=lambda line: stop.expire(7) if expires else stop.set(),
+        )
+        with pytest.raises(OperatorTimedOut if expires else OperatorCancelled) as caught:
+            await asyncio.wait_for(running, LIMIT_S)
+        if expires:
+            assert caught.value.timeout_s == 7
+
     async def test_stop_event_cancels(self, launcher: Launcher, make_spec: MakeSpec) -> None:
-        stop = asyncio.Event()
+        stop = Stop()
         with pytest.raises(OperatorCancelled, match="was cancelled"):
             await launcher.run(make_spec(WAIT_FOREVER), stop=stop, on_line=lambda line: stop.set())
 
     async def test_stop_before_launch(self, launcher: Launcher, make_spec: MakeSpec) -> None:
-        stop = asyncio.Event()
+        stop = Stop()
         stop.set()
         with pytest.raises(OperatorCancelled):
             await launcher.run(make_spec("print('never')"), stop=stop, on_line=pytest.fail)
 
     @pytest.mark.parametrize("turns", [0, 1, 3, 10])
     async def test_stop_during_launch(self, launcher: Launcher, make_spec: MakeSpec, turns: int) -> None:
-        stop = asyncio.Event()
+        stop = Stop()
         running = asyncio.create_task(launcher.run(make_spec(WAIT_FOREVER), stop=stop, on_line=lambda line: None))
         for _ in range(turns):
             await asyncio.wait([running], timeout=0.005)
@@ -240,9 +263,7 @@ class LauncherContract:
 
     async def test_task_cancellation_removes_everything(self, launcher: Launcher, make_spec: MakeSpec) -> None:
         up = asyncio.Event()
-        running = asyncio.create_task(
-            launcher.run(make_spec(WAIT_FOREVER), stop=asyncio.Event(), on_line=lambda line: up.set())
-        )
+        running = asyncio.create_task(launcher.run(make_spec(WAIT_FOREVER), stop=Stop(), on_line=lambda line: up.set()))
         await asyncio.wait_for(up.wait(), LIMIT_S)
         running.cancel()
         await asyncio.wait([running], timeout=0.001)
@@ -251,7 +272,7 @@ class LauncherContract:
             await running
 
     async def test_task_cancellation_during_launch(self, launcher: Launcher, make_spec: MakeSpec) -> None:
-        running = asyncio.create_task(launcher.run(make_spec(WAIT_FOREVER), stop=asyncio.Event(), on_line=print))
+        running = asyncio.create_task(launcher.run(make_spec(WAIT_FOREVER), stop=Stop(), on_line=print))
         await asyncio.wait([running], timeout=0.01)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -269,7 +290,7 @@ class LauncherContract:
     async def test_vanished_operator_is_lost(self, launcher: Launcher, make_spec: MakeSpec) -> None:
         spec = make_spec(WAIT_FOREVER)
         with pytest.raises(OperatorLost, match="was lost"):
-            await launcher.run(spec, stop=asyncio.Event(), on_line=lambda line: self.make_it_vanish(spec.job_id))
+            await launcher.run(spec, stop=Stop(), on_line=lambda line: self.make_it_vanish(spec.job_id))
 
     async def test_several_at_once(self, launcher: Launcher, make_spec: MakeSpec, tmp_path: Path) -> None:
         specs = [make_spec(f"print({n})", log_path=tmp_path / f"{n}.log") for n in range(5)]
@@ -402,13 +423,14 @@ class LauncherContract:
         program = f"""
             import asyncio
             from pathlib import PosixPath
+            from clara_flow.infra.launchers.base import Stop
             from clara_flow.infra.launchers.docker import DockerLauncher
             from clara_flow.infra.launchers.process import ProcessLauncher
             from clara_flow.infra.launchers.spec import *
 
             launcher, spec = {self.launcher_source(launcher)}, {spec!r}
             try:
-                asyncio.run(launcher.run(spec, stop=asyncio.Event(), on_line=lambda line: print(line, flush=True)))
+                asyncio.run(launcher.run(spec, stop=Stop(), on_line=lambda line: print(line, flush=True)))
             except KeyboardInterrupt:
                 print('interrupted')
         """
@@ -438,7 +460,7 @@ class LauncherContract:
         assert self.left_over(spec.job_id) == []
 
     async def test_reaper_leaves_the_living_alone(self, launcher: Launcher, make_spec: MakeSpec) -> None:
-        stop, up = asyncio.Event(), asyncio.Event()
+        stop, up = Stop(), asyncio.Event()
         running = asyncio.create_task(launcher.run(make_spec(WAIT_FOREVER), stop=stop, on_line=lambda line: up.set()))
         await asyncio.wait_for(up.wait(), LIMIT_S)
         assert await launcher.reap(lambda job_id: False) == []

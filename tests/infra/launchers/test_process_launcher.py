@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -18,6 +17,7 @@ from waiting import eventually
 
 from clara_flow.errors import OperatorError, OperatorLost, StorageError
 from clara_flow.infra.launchers import supervise
+from clara_flow.infra.launchers.base import Stop
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.process import MARK, ProcessLauncher
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount
@@ -48,13 +48,13 @@ async def test_without_landlock_a_changed_input_is_found(tmp_path: Path, code: s
     launcher = ProcessLauncher(tmp_path / "state", landlock_abi=0)
     spec = make_spec(tmp_path, code.format(str(tmp_path / "input" / "scan.dcm")))
     with pytest.raises(OperatorError, match="changed its read-only input") as caught:
-        await launcher.run(spec, stop=asyncio.Event(), on_line=lambda line: None)
+        await launcher.run(spec, stop=Stop(), on_line=lambda line: None)
     assert str(tmp_path / "input") in str(caught.value)
 
 
 async def test_without_landlock_a_good_operator_passes(tmp_path: Path) -> None:
     launcher = ProcessLauncher(tmp_path / "state", landlock_abi=0)
-    report = await launcher.run(make_spec(tmp_path, "print(1)"), stop=asyncio.Event(), on_line=lambda line: None)
+    report = await launcher.run(make_spec(tmp_path, "print(1)"), stop=Stop(), on_line=lambda line: None)
     assert report.exit_code == 0
 
 
@@ -65,7 +65,7 @@ async def test_an_operator_cannot_signal_the_platform(tmp_path: Path) -> None:
     lines: list[str] = []
     code = f"import os\ntry: os.kill({os.getpid()}, 0)\nexcept PermissionError: print('refused')"
     spec = make_spec(tmp_path, code)
-    await ProcessLauncher(tmp_path / "state").run(spec, stop=asyncio.Event(), on_line=lines.append)
+    await ProcessLauncher(tmp_path / "state").run(spec, stop=Stop(), on_line=lines.append)
     assert lines == ["refused"]
 
 
@@ -81,7 +81,7 @@ async def test_killed_supervisor_leaves_no_grandchild(tmp_path: Path) -> None:
         family[0].kill()
 
     with pytest.raises(OperatorLost, match="its supervisor was killed"):
-        await launcher.run(make_spec(tmp_path, code), stop=asyncio.Event(), on_line=kill_supervisor)
+        await launcher.run(make_spec(tmp_path, code), stop=Stop(), on_line=kill_supervisor)
     assert len(family) == 3
     eventually(lambda: not any(process.is_running() for process in family))
     assert list(launcher.state_dir.iterdir()) == []
