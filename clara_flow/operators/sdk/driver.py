@@ -13,7 +13,8 @@
 
 Life cycle: prepare (inputs are not there yet: load models) -> execute (every input is ready) -> cleanup. A handler that
 returns False or raises has failed; None counts as True. Cleanup runs in every case, also after a failure, the deadline,
-SIGTERM or Ctrl-C.
+SIGTERM or Ctrl-C. An operator may be started while those before it still run: then the driver waits between prepare and
+execute, and no GPU is visible before execute.
 
 Exit codes of the process: 0 fine, 1 a handler failed, 2 the driver could not do its part (bad manifest, missing
 folder, report not writable), 3 the deadline was reached, 143 terminated by SIGTERM.
@@ -37,7 +38,8 @@ from uuid import UUID
 
 from clara_flow.operators.sdk import log
 from clara_flow.operators.sdk.files import replace_file
-from clara_flow.operators.sdk.manifest import StageJob, load_job
+from clara_flow.operators.sdk.go import wait_for_go
+from clara_flow.operators.sdk.manifest import StageJob, check_inputs, load_job
 from clara_flow.operators.sdk.payload import DriverError, Payload
 
 PrepareHandler = Callable[["Driver"], bool | None]
@@ -219,6 +221,14 @@ class Driver:
         job = self._stage_job
         if code := self._call("prepare", self._prepare_handler):
             return code
+        if job.go is not None:
+            log.info("prepared; waits for its inputs")
+            try:
+                wait_for_go(job.go)
+                check_inputs(job)
+            except DriverError as problem:
+                self._notify(Notification.DRIVER_ERROR, str(problem), "driver")
+                return ExitCode.DRIVER_ERROR
         if job.deadline is not None and datetime.now(UTC) >= job.deadline:
             raise _deadline_reached(job.deadline)
         return self._call("execute", self._execute_handler, Payload(job.inputs, job.outputs))

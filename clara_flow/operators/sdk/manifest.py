@@ -5,10 +5,12 @@ The manifest is JSON, its path stands in `CLARA_IO_MANIFEST`:
     {"job_id": "6f1c...", "job_name": "liver 17", "stage": "liver", "deadline": "2030-01-01T00:10:00Z",
      "inputs":  [{"name": "volume", "from": "reader", "path": "/input", "type": "stream", "element_type": "metaimage"}],
      "outputs": [{"name": "mask", "path": "/output", "type": "stream", "element_type": "metaimage"}],
-     "report_dir": "/report", "models": {"brain_extraction_deepbet": "/models/brain_extraction_deepbet"}}
+     "report_dir": "/report", "models": {"brain_extraction_deepbet": "/models/brain_extraction_deepbet"},
+     "go": "/clara/go"}
 
-`job_id`, `stage`, `inputs` and `outputs` must be there. An input may say how its upstream spells it (`output`). Unknown
-keys are left alone, so that an older operator image runs under a newer platform.
+`job_id`, `stage`, `inputs` and `outputs` must be there. An input may say how its upstream spells it (`output`). `go` is
+there when the inputs come later (see `go`). Unknown keys are left alone, so that an older operator image runs under a
+newer platform.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class StageJob:
     deadline    UTC; None = no limit.
     report_dir  where facts for the platform are left; None stand-alone.
     models      folder of each model that the operator needs, by the model's name.
+    go          FIFO that tells when the inputs are there; None: they are there from the start.
     """
 
     job_id: uuid.UUID
@@ -44,6 +47,7 @@ class StageJob:
     outputs: PayloadCollection
     report_dir: Path | None = None
     models: Mapping[str, Path] = field(default_factory=dict)
+    go: Path | None = None
 
 
 def load_job(environment: Mapping[str, str]) -> StageJob:
@@ -96,7 +100,8 @@ def _from_manifest(path: Path, environment: Mapping[str, str]) -> StageJob:
     models = _get(document, "models", dict, where, {})
     if not all(isinstance(folder, str) for folder in models.values()):
         raise DriverError(f"{where}: 'models' must map each model's name to a folder")
-    return StageJob(
+    go = _get(document, "go", str, where, "")
+    job = StageJob(
         job_id=_uuid(_get(document, "job_id", str, where), f"{where}: 'job_id'"),
         job_name=_get(document, "job_name", str, where, ""),
         stage_name=_get(document, "stage", str, where),
@@ -105,7 +110,17 @@ def _from_manifest(path: Path, environment: Mapping[str, str]) -> StageJob:
         outputs=_entries(document, "outputs", where),
         report_dir=_report_dir(_get(document, "report_dir", str, where, "") or environment.get("CLARA_REPORT_DIR")),
         models={name: Path(folder) for name, folder in models.items()},
+        go=Path(go) if go else None,
     )
+    if job.go is None:
+        check_inputs(job)
+    return job
+
+
+def check_inputs(job: StageJob) -> None:
+    """Raise DriverError when the folder of an input is not there."""
+    for entry in job.inputs:
+        _usable(entry, "input")
 
 
 def _entries(document: dict[str, Any], key: str, where: str) -> PayloadCollection:
@@ -126,7 +141,7 @@ def _entries(document: dict[str, Any], key: str, where: str) -> PayloadCollectio
             element_type=_get(item, "element_type", str, here, ""),
             output=_get(item, "output", str, here, name),
         )
-        entries.append(_usable(entry, kind))
+        entries.append(_usable(entry, kind) if kind == "output" else entry)
     return PayloadCollection(kind, entries)
 
 
