@@ -41,9 +41,9 @@ def explain(
     demand, sites = line.demand, line.sites or []
     if short := tenant.short_of(demand.total):
         own = [lease for lease in holdings.leases.values() if lease.tenant == ask.tenant]
-        ends = _holders(own, short[0], now)
+        holders = _holders(own, (short[0],), now)
         forecast = _quota_forecast(tenant, demand, own, now) if position == 1 else None
-        return WaitsFor(resource=f"quota:{short[0]}", holders=ends, forecast=forecast, position=position)
+        return WaitsFor(resource=f"quota:{short[0]}", holders=holders, forecast=forecast, position=position)
     end = holdings.end_for(ask.job_id, ask.limit_s, now)
     if reservations.quota_allows(tenant, demand, end) and (place := reservations.place(line, end)):
         site, placement = place
@@ -64,7 +64,9 @@ def explain(
     site = _nearest(ask, demand, sites, reservations)
     resource = _scarcest(site, demand)
     forecast = _forecast(sites, demand, holdings, now) if position == 1 else None
-    holders = _holders(holdings.on(site.node.name), resource, now)
+    # whole devices and shares exclude each other
+    held = ("gpu", "gpu_memory_mib") if resource in ("gpu", "gpu_memory_mib") else (resource,)
+    holders = _holders(holdings.on(site.node.name), held, now)
     return WaitsFor(resource=resource, holders=holders, forecast=forecast, position=position)
 
 
@@ -77,9 +79,8 @@ def _by_end(leases: Iterable[Lease], now: float) -> list[tuple[float, Lease]]:
     return sorted(((_expected_end(lease, now), lease) for lease in leases), key=lambda entry: entry[0])
 
 
-def _holders(leases: Iterable[Lease], resource: str, now: float) -> tuple[UUID, ...]:
-    """The jobs that hold some of it, the likely earliest end first. Whole devices and shares exclude each other."""
-    names = ("gpu", "gpu_memory_mib") if resource in ("gpu", "gpu_memory_mib") else (resource,)
+def _holders(leases: Iterable[Lease], names: tuple[str, ...], now: float) -> tuple[UUID, ...]:
+    """The jobs that hold some of these resources, the likely earliest end first."""
     held = (lease for _, lease in _by_end(leases, now) if any(getattr(lease.amounts, name) for name in names))
     return tuple(dict.fromkeys(lease.job_id for lease in held))
 

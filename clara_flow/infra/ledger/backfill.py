@@ -14,7 +14,7 @@ from math import inf
 from clara_flow.infra.ledger.demand import Demand
 from clara_flow.infra.ledger.holdings import Holdings
 from clara_flow.infra.ledger.lanes import Line
-from clara_flow.infra.ledger.model import Amounts, Ask
+from clara_flow.infra.ledger.model import Amounts, Ask, Lease
 from clara_flow.infra.ledger.placement import Free, Indices, Placement, Site
 from clara_flow.infra.ledger.tenants import Tenant
 
@@ -42,6 +42,7 @@ class Reservations:
     by_node: dict[str, Reservation] = field(default_factory=dict)
     closed: dict[str, set[str]] = field(default_factory=dict)
     contested: set[str] = field(default_factory=set)
+    _ends: dict[str, list[tuple[float, Lease]]] = field(default_factory=dict)
 
     def quota_allows(self, tenant: Tenant, demand: Demand, end: float) -> bool:
         """Whether nobody of the same tenant who is to be served before it would miss the tenant's limit for it."""
@@ -72,6 +73,7 @@ class Reservations:
 
     def granted(self, site: Site, amounts: Amounts, devices: Indices, end: float) -> None:
         """A lease was granted on this node."""
+        self._ends.pop(site.node.name, None)
         reservation = self.by_node.get(site.node.name)
         if reservation is not None and end > reservation.time:
             site.take(reservation.rest, amounts, devices)
@@ -97,7 +99,8 @@ class Reservations:
 
     def _earliest(self, site: Site, demand: Demand, now: float, before: float) -> tuple[float, Free] | None:
         free = site.free.copy()
-        ends = self.holdings.ends_on(site.node.name, now)
+        if (ends := self._ends.get(site.node.name)) is None:
+            ends = self._ends[site.node.name] = self.holdings.ends_on(site.node.name, now)
         for position, (end, lease) in enumerate(ends):
             if end >= before:
                 return None

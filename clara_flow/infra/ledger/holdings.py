@@ -79,6 +79,10 @@ class Holdings:
         """When a lease of this job that begins now ends at the latest."""
         return min([now + limit_s, *(lease.granted + lease.limit_s for lease in self.of(job_id) if not lease.operator)])
 
+    def has_slots(self) -> bool:
+        """Whether some node that may be used has a runner slot left."""
+        return any(site.free.jobs > 0 for site in self.sites.values() if site.node.usable)
+
     def ends_on(self, node: str, now: float) -> list[tuple[float, Lease]]:
         """The leases on a node by their latest end."""
         return sorted(((self.end_of(lease, now), lease) for lease in self.on(node)), key=lambda entry: entry[0])

@@ -46,6 +46,7 @@ from clara_flow.infra.ledger.model import (
     NeverFits,
     Node,
     Quota,
+    WaitsFor,
     Yield,
 )
 from clara_flow.infra.ledger.order import Look, Order
@@ -130,7 +131,9 @@ class Ledger:
         `leases`, jobs that were asked to yield are so marked. Without an event in between a second call returns []."""
         self._tenants.count(now)
         decisions: list[Decision] = []
-        while found := self._look_through(now):
+        again = True
+        while again:
+            found, again = self._look_through(now)
             decisions += found
         return decisions
 
@@ -162,16 +165,27 @@ class Ledger:
 
     def queue(self, now: float, limit: int | None = None) -> list[tuple[Ask, Answer]]:
         """What waits, in the order in which it would be served if everything fitted, with the answers of `explain`."""
-        order = self._order.preview(now, limit)
-        return [(ask, self.explain(ask.id, now)) for ask in order]
+        answers: dict[Line, Answer] = {}
+        queue = []
+        for ask in self._order.preview(now, limit):
+            line = self._order.line_of(ask.id)
+            answer = answers.get(line)
+            if isinstance(answer, WaitsFor):  # who stands behind the first of a line waits for the same
+                answer = replace(answer, forecast=None, position=self._order.position(ask.id))
+            elif not isinstance(answer, NeverFits):
+                answer = answers[line] = self.explain(ask.id, now)
+            queue.append((ask, answer))
+        return queue
 
     def invariants(self) -> None:
         """Raises AssertionError, which says what is broken."""
         check(self._holdings, self._tenants, self._asks)
 
-    def _look_through(self, now: float) -> list[Decision]:
-        """One look through the queue in the order of service."""
+    def _look_through(self, now: float) -> tuple[list[Decision], bool]:
+        """One look through the queue in the order of service, and whether another may find more: it may if something
+        was decided after somebody had to wait."""
         decisions: list[Decision] = []
+        again = False
         look = Look()
         self._reservations = reservations = Reservations(self._holdings)
         for line in self._order.candidates(now, look):
@@ -182,16 +196,21 @@ class Ledger:
             if short := tenant.short_of(demand.total):
                 if not demand.early:
                     reservations.closed.setdefault(ask.tenant, set()).update(short)
+                look.over_quota.add(line)
                 self._order.let_go(line)
             elif not reservations.quota_allows(tenant, demand, end):
                 pass
             elif place := reservations.place(line, end):
                 decisions.append(self._grant(line, *place, now, end))
+                again = again or bool(look.blocked)
                 continue
             elif not demand.early:
-                decisions += self._wait(line, now)
+                yields = self._wait(line, now)
+                decisions += yields
+                again = again or bool(yields)
+                look.no_slots = look.no_slots or (demand.admission and not self._holdings.has_slots())
             look.blocked.add(line)
-        return decisions
+        return decisions, again
 
     def _grant(self, line: Line, site: Site, placement: Placement, now: float, end: float) -> Grant:
         ask = line.first
@@ -239,7 +258,7 @@ class Ledger:
         if debt and not any(any(self._holdings.of(job_id)) for job_id in debt.victims):
             del self._debts[ask.id]  # paid, and yet it does not fit: something else went away
             debt = None
-        taken = set(self._reservations.by_node) - {other.node for other in self._debts.values()}
+        taken = set(self._reservations.by_node)
         reserved = self._reservations.reserve(line, now, debt.node if debt else None)
         if reserved:
             self._order.held_up(line)
@@ -247,6 +266,7 @@ class Ledger:
             self._order.let_go(line)
         if debt or not self._order.may_preempt(line):
             return []
+        taken -= {other.node for other in self._debts.values()}
         sites = [site for site in line.sites or () if site.node.name not in taken]
         debt = find_victims(line.demand, sites, self._holdings, self._debts.values())
         if debt is None:

@@ -10,8 +10,8 @@
 6. `early`, the oldest first, if nothing above was left unlooked at and nothing aged waits.
 
 Asks with equal demands form a *line*: while its first waits the others need not be looked at, so the work of a decision
-depends on how many different demands there are, not on how many asks. At most DEPTH lines of one tenant (and of each of
-1, 2 and 6) are looked at per decision.
+depends on how many different demands there are, not on how many asks. Per decision at most DEPTH lines of one tenant
+(and of each of 1, 2 and 6) that have to wait are looked at, and at most BREADTH of all tenants.
 
 Ageing takes turns, because an overload makes everything old: were all old asks to go first, a pool that is short for an
 hour would serve one tenant's flood in the order of arrival and know neither shares nor classes any more.
@@ -32,15 +32,23 @@ from clara_flow.infra.ledger.model import Ask, Priority
 from clara_flow.infra.ledger.preview import fair_order
 from clara_flow.infra.ledger.tenants import PICKS, Tenant, Tenants
 
-DEPTH = 24
+DEPTH = 16
+BREADTH = 128
 AGED_TURN = 8
 
 
 @dataclass(slots=True)
 class Look:
-    """What one look through the queue found out. `cut`: some lines were not looked at."""
+    """What one look through the queue found out.
+
+    blocked     lines whose first ask has to wait; over_quota: those of them that wait for their tenant's own limit.
+    no_slots    no node has a runner slot left: further admissions of the ordinary lanes need not be looked at.
+    cut         some lines were not looked at.
+    """
 
     blocked: set[Line] = field(default_factory=set)
+    over_quota: set[Line] = field(default_factory=set)
+    no_slots: bool = False
     cut: bool = False
 
 
@@ -133,18 +141,19 @@ class Order:
     def preview(self, now: float, limit: int | None) -> list[Ask]:
         """The asks in the order in which they would be served if everything fitted, the first `limit`."""
         aged = (ask for (asked, _), ask in oldest_first(self._oldest) if now - asked > self._ageing_s)
+        special = (self._completes, self._emergency[False], self._emergency[True])
+        before = chain.from_iterable(oldest_first(lane) for lane in special)
         ordinary = fair_order(
             self._tenants,
             self._lanes,
+            (ask for _, ask in before),
             aged,
             AGED_TURN - self._since_aged,
             AGED_TURN,
             self._head.first if self._head else None,
         )
-        special = (self._completes, self._emergency[False], self._emergency[True])
-        before = chain.from_iterable(oldest_first(lane) for lane in special)
         after = oldest_first(self._early)
-        return list(islice(chain((ask for _, ask in before), ordinary, (ask for _, ask in after)), limit))
+        return list(islice(chain(ordinary, (ask for _, ask in after)), limit))
 
     def candidates(self, now: float, look: Look) -> Iterator[Line]:
         """Lines whose first ask is to be looked at, in order.
@@ -155,9 +164,7 @@ class Order:
             yield from self._take(lane, look)
         if self._head is not None and self._head not in look.blocked:
             yield self._head
-        if self._since_aged >= AGED_TURN:
-            yield from self._aged_turn(now, look)
-        yield from self._fair(look)
+        yield from self._fair(now, look)
         oldest = self._oldest.lines[0][0][0] if self._oldest.lines else now
         if not look.cut and now - oldest <= self._ageing_s:
             yield from self._take(self._early, look)
@@ -172,27 +179,32 @@ class Order:
             depth -= line in look.blocked
 
     def _aged_turn(self, now: float, look: Look) -> Iterator[Line]:
-        """The oldest ask, if it is aged: until one is served or waits for a node."""
-        while (
-            (self._head is None or self._head in look.blocked)
-            and self._since_aged >= AGED_TURN
-            and (line := self._oldest.next(look.blocked)) is not None
-            and now - line.age[0] > self._ageing_s
-        ):
+        """The oldest ask, if it is aged; those that wait for their tenant's own limit miss their turn."""
+        while (line := self._oldest.next(look.over_quota)) is not None and now - line.age[0] > self._ageing_s:
+            if line in look.blocked:
+                return
             self._aged = line
             yield line
+            if line not in look.over_quota:
+                return
 
-    def _fair(self, look: Look) -> Iterator[Line]:
+    def _fair(self, now: float, look: Look) -> Iterator[Line]:
         depths: dict[str, int] = {}
+        breadth = BREADTH
         due = [entry for tenant in self._tenants if tenant.waiting and (entry := self._due(tenant, look))]
         heapq.heapify(due)
         while due:
+            if self._since_aged >= AGED_TURN:
+                yield from self._aged_turn(now, look)
             *_, name, line = heapq.heappop(due)
-            yield line
-            depths[name] = depths.get(name, DEPTH) - (line in look.blocked)
+            if line.waiting and line not in look.blocked:  # else it was the aged one
+                yield line
+            blocked = line in look.blocked
+            breadth -= blocked
+            depths[name] = depths.get(name, DEPTH) - blocked
             tenant = self._tenants[name]
             if tenant.waiting and (entry := self._due(tenant, look)):
-                if depths[name]:
+                if depths[name] and breadth:
                     heapq.heappush(due, entry)
                 else:
                     look.cut = True
@@ -200,7 +212,7 @@ class Order:
     def _due(self, tenant: Tenant, look: Look) -> tuple[bool, float, Age, str, Line] | None:
         """The line of a tenant that is next, with the tenant's rank before it."""
         for priority in sorted(PICKS, key=lambda priority: (tenant.passes[priority], -priority)):
-            for admission in (False, True):
+            for admission in (False,) if look.no_slots else (False, True):
                 lane = self._lanes.get((tenant.name, priority, admission))
                 if lane and (line := lane.next(look.blocked)):
                     return tenant.borrows(line.demand.total), tenant.rank, line.age, tenant.name, line

@@ -209,6 +209,8 @@ class Site:
                 device = self.node.devices[position]
                 inside = (self.links[position] & mask).bit_count()
                 outside = (self.links[position] & everything & ~mask).bit_count()
+                if not inside and len(chosen) + 1 < count:  # a new group begins: one that can grow
+                    outside = -outside
                 return device.foreign_mib > 0, -inside, device.numa not in numa, outside, device.memory_mib, position
 
             best = min(left, key=cost)

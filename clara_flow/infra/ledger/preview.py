@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -32,6 +32,9 @@ class _Turn:
 
     def pick(self, ask: Ask, tenants: Tenants) -> None:
         self.passes[ask.priority] += 1 / PICKS[ask.priority]
+        self.charge(ask, tenants)
+
+    def charge(self, ask: Ask, tenants: Tenants) -> None:
         taken = ask.amounts + ask.first[1] if ask.first else ask.amounts
         self.rank += HOLDING_S * tenants.fraction(taken) / self.tenant.quota.weight
 
@@ -39,12 +42,13 @@ class _Turn:
 def fair_order(
     tenants: Tenants,
     lanes: dict[tuple[str, Priority, bool], Lane],
+    ahead: Iterable[Ask],
     aged: Iterator[Ask],
     picks_to_aged: int,
     aged_turn: int,
     head: Ask | None,
 ) -> Iterator[Ask]:
-    """The ordinary lanes; `aged` are the asks that wait too long, the oldest first."""
+    """What goes `ahead`, then the ordinary lanes; `aged` are the asks that wait too long, the oldest first."""
     turns: dict[str, _Turn] = {}
     for tenant in tenants:
         if tenant.waiting:
@@ -71,6 +75,10 @@ def fair_order(
         turns[ask.tenant].pick(ask, tenants)
         return ask
 
+    for ask in ahead:
+        if ask.tenant in turns:
+            turns[ask.tenant].charge(ask, tenants)
+        yield ask
     if head is not None:
         yield serve(head)
     due = [found for turn in turns.values() if (found := entry(turn))]
