@@ -1,7 +1,5 @@
 """States of Prefect task runs that tell the truth about an operator.
 
-The only module that touches Prefect's private API.
-
 Prefect lets a state have any name on one of its fixed types; the names are ours:
 
     Completed, Cached (sealed by an earlier run of the same job), Skipped (an upstream did not complete),
@@ -13,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from prefect.client.schemas.objects import State, StateType
-from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Failed, Pending, Running
-from prefect.utilities.engine import emit_task_run_state_change_event
 
 from clara_flow.errors import OperatorError
+from clara_flow.infra.history.prefect_private import show_task_state
 
 STATE_NAMES = {"out-of-memory": "OutOfMemory", "timed-out": "TimedOut", "cancelled": "Cancelled"}
 
@@ -58,23 +55,9 @@ def edge_from(upstream: State[Any]) -> State[Any]:
 
 def report_waiting(message: str) -> None:
     """Show the current task run as WaitingForResources. Outside a task run: nothing happens."""
-    _report(Pending(name="WaitingForResources", message=message))
+    show_task_state(Pending(name="WaitingForResources", message=message))
 
 
 def report_running() -> None:
     """Show the current task run as Running again, after `report_waiting`."""
-    _report(Running())
-
-
-def _report(state: State) -> None:
-    # Prefect 3 keeps task run states in the client and tells the server by events, but offers no public call to change
-    # the state from inside the task. tests/tasks/test_task_states.py holds this to a real server.
-    context = TaskRunContext.get()
-    if context is None:
-        return
-    task_run = context.task_run
-    before = task_run.state
-    state.state_details.flow_run_id = task_run.flow_run_id
-    state.state_details.task_run_id = task_run.id
-    task_run.state = state
-    emit_task_run_state_change_event(task_run=task_run, initial_state=before, validated_state=state)
+    show_task_state(Running())
