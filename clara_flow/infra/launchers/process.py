@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import uuid
@@ -24,22 +23,14 @@ from clara_flow.infra.launchers.base import Attempt, Ending, Launcher
 from clara_flow.infra.launchers.log import OperatorLog
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount
+from clara_flow.infra.launchers.supervise import MARK
+from clara_flow.infra.launchers.supervisors import Supervisor, start_supervisor
 from clara_flow.settings import Runtime
 
-MARK = "CLARA_FLOW_ATTEMPT"
 WATCH_EVERY_S = 0.05
 READ_BYTES = 256 * 2**10
 REMOVE_WAIT_S = 10.0
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # Linux, Windows' Linux subsystem
-# Imported, not run as a script: a script would be compiled anew at each start.
-SUPERVISE = "; ".join(
-    (
-        "import sys",
-        f"sys.path.append({str(Path(supervise.__file__).parent)!r})",
-        "import supervise",
-        "supervise.main(sys.argv[1:])",
-    )
-)
 
 
 class ProcessLauncher(Launcher):
@@ -111,8 +102,8 @@ class ProcessAttempt(Attempt):
         self.launcher = launcher
         self.mark = uuid.uuid4().hex
         self.record = launcher.state_dir / f"{self.mark}.json"
-        self.supervisor: subprocess.Popen[bytes] | None = None
-        self.lifeline = self.report = -1
+        self.supervisor: Supervisor | None = None
+        self.lifeline = self.output = -1
         self.inputs_before: dict[Path, frozenset[tuple[str, int, int, int]]] = {}
 
     @property
@@ -140,52 +131,46 @@ class ProcessAttempt(Attempt):
         if self.launcher.landlock_abi < supervise.LANDLOCK_TRUNCATE_ABI:
             self.inputs_before = self._inputs()
         writable = [str(mount.source) for mount in self.spec.mounts if not mount.read_only]
+        order = {
+            "command": self.spec.command,
+            "environment": self._environment(home, temporary),
+            "cwd": str(home),
+            "writable": [*writable, str(private)],
+            "landlock_abi": self.launcher.landlock_abi,
+        }
         lifeline, self.lifeline = os.pipe()
-        self.report, report = os.pipe()
+        self.output, output = os.pipe()
         try:
-            self.supervisor = subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-S", "-c", SUPERVISE),
-                    *(str(lifeline), str(report), str(self.launcher.landlock_abi)),
-                    *(*writable, str(private), "--", *self.spec.command),
-                ],
-                env=self._environment(home, temporary),
-                cwd=home,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                pass_fds=(lifeline, report),
-                start_new_session=True,
-            )
+            self.supervisor = start_supervisor(order, lifeline=lifeline, output=output)
         except OSError as error:
             raise LauncherUnavailable(
-                f"operator {self.spec.operator!r} could not be started: {error.strerror}", operator=self.spec.operator
+                f"operator {self.spec.operator!r} could not be started: {error.strerror or error}",
+                operator=self.spec.operator,
             ) from None
         finally:
             os.close(lifeline)
-            os.close(report)
+            os.close(output)
 
     def follow(self, log: OperatorLog) -> Ending:
         """Read the log and watch the memory until the supervisor has reported."""
-        if self.supervisor is None or self.supervisor.stdout is None:
+        if self.supervisor is None:
             raise RuntimeError("follow comes after launch")
-        output, report = self.supervisor.stdout.fileno(), b""
+        reports, report = self.supervisor.report.fileno(), b""
         limit_bytes = self.spec.request.memory_mib * 2**20
         peak_bytes, out_of_memory, next_look = 0, False, 0.0
         poller = select.poll()
-        poller.register(output, select.POLLIN)
-        poller.register(self.report, select.POLLIN)
-        open_pipes = {output, self.report}
+        poller.register(self.output, select.POLLIN)
+        poller.register(reports, select.POLLIN)
+        open_pipes = {self.output, reports}
         while open_pipes:
             for descriptor, _ in poller.poll(WATCH_EVERY_S * 1000):
                 block = os.read(descriptor, READ_BYTES)
                 if not block:
                     poller.unregister(descriptor)
                     open_pipes.discard(descriptor)
-                    if descriptor == self.report and not report:  # the supervisor was killed: its orphans hold the log
+                    if descriptor == reports and not report:  # the supervisor was killed: its orphans hold the log
                         _kill_marked(self.mark)
-                elif descriptor == output:
+                elif descriptor == self.output:
                     log.feed(block)
                 else:
                     report += block
@@ -196,7 +181,6 @@ class ProcessAttempt(Attempt):
                     self.kill()
                 # A look at gigabytes in many processes takes long: never more than a tenth of the time.
                 next_look = now + max(WATCH_EVERY_S, 10 * (time.monotonic() - now))
-        self.supervisor.wait()
         return self._ending(report.decode(), out_of_memory, peak_bytes)
 
     def ask_to_stop(self) -> None:
@@ -211,16 +195,14 @@ class ProcessAttempt(Attempt):
         """Close the pipes; remove the private folder."""
         self.kill()
         if self.supervisor is not None:
-            try:
-                self.supervisor.wait(REMOVE_WAIT_S)
-            except subprocess.TimeoutExpired:  # one of its processes hangs in the kernel
+            if not self.supervisor.wait(REMOVE_WAIT_S):  # one of its processes hangs in the kernel
                 self.supervisor.kill()
-            if self.supervisor.stdout is not None:
-                self.supervisor.stdout.close()
-        for descriptor in (self.lifeline, self.report):
+            self.supervisor.close()
+            self.supervisor = None
+        for descriptor in (self.lifeline, self.output):
             if descriptor >= 0:
                 os.close(descriptor)
-        self.lifeline = self.report = -1
+        self.lifeline = self.output = -1
         _remove_state(self.record)
 
     def _order(self, order: bytes) -> None:

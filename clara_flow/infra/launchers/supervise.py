@@ -1,14 +1,20 @@
-"""The process that stands between the platform and one operator of the process runtime: it lets nothing outlive either.
+"""The processes that stand between the platform and the operators of the process runtime: they let nothing outlive it.
 
-Started as its own interpreter (`python -I -S`, so only the standard library, and little of it) by ProcessLauncher:
+`serve` is a fork server, started as its own interpreter (`python -I -S`, so only the standard library, and little of
+it) by supervisors.py. Each byte on its stdin, a socket, brings four descriptors (SCM_RIGHTS): an order, a lifeline,
+a report and an output. For each it forks a supervisor, which runs one operator. The server ends when the socket does;
+its supervisors do not depend on it.
 
-    supervise LIFELINE REPORT LANDLOCK_ABI WRITABLE... -- COMMAND...
+ORDER is a file with a JSON object: `command`, `environment` and `cwd` of the operator, the folders that are `writable`
+for it, and the `landlock_abi` to use.
 
 LIFELINE is a pipe that the platform holds the other end of. `t` on it asks the operator to stop (SIGTERM to its process
 group); anything else, and above all its end, which comes by itself when the platform dies however it dies, kills the
-operator with all its descendants: orphans come to this process because it is their subreaper. When the operator ends,
-what it left running is killed too. REPORT is a pipe that then gets one line: exit status, the largest resident size of
-any one process (KiB) and the CPU seconds of all. The operator itself dies with this process.
+operator with all its descendants: orphans come to the supervisor because it is their subreaper. When the operator ends,
+what it left running is killed too. The operator itself dies with its supervisor.
+
+REPORT is a socket that first gets the supervisor's process id, with a pidfd, and at the end one line: exit status, the
+largest resident size of any one process (KiB) and the CPU seconds of all. OUTPUT takes stdout and stderr.
 """
 
 # Importing pathlib would take as long as the rest of the start.
@@ -17,11 +23,19 @@ any one process (KiB) and the CPU seconds of all. The operator itself dies with 
 from __future__ import annotations
 
 import ctypes
+import gc
+import json
 import os
 import resource
 import select
 import signal
+import socket
 import struct
+import traceback
+from typing import Any, NoReturn
+
+MARK = "CLARA_FLOW_ATTEMPT"  # the variable by which all processes of an attempt are found, this one too
+NO_MARK = "0" * 32
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,6 +53,8 @@ LANDLOCK_USABLE_ABI = 2  # before it, Landlock forbids every rename between two 
 LANDLOCK_TRUNCATE_ABI = 3
 LANDLOCK_SCOPE_ABI = 6
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 (semaphores and shared memory of the C library are made there)
+
+Order = dict[str, Any]
 
 
 def landlock_abi() -> int:
@@ -101,8 +117,9 @@ def forbid_writes_outside(libc: ctypes.CDLL, writable: list[str], abi: int) -> N
     os.close(ruleset)
 
 
-def become(command: list[str], writable: list[str], abi: int, supervisor: int) -> None:
-    """In the child: turn into the operator. Does not return."""
+def become(order: Order, supervisor: int) -> NoReturn:
+    """In the child: turn into the operator."""
+    command = order["command"]
     status = 126
     try:
         os.setsid()
@@ -112,11 +129,11 @@ def become(command: list[str], writable: list[str], abi: int, supervisor: int) -
             os._exit(status)
         call(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump holds the patient's images
-        if abi >= LANDLOCK_USABLE_ABI:
-            forbid_writes_outside(libc, writable, abi)
+        if order["landlock_abi"] >= LANDLOCK_USABLE_ABI:
+            forbid_writes_outside(libc, order["writable"], order["landlock_abi"])
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and a program would inherit that
             signal.signal(ignored, signal.SIG_DFL)
-        os.execvp(command[0], command)  # noqa: S606
+        os.execvpe(command[0], command, order["environment"])  # noqa: S606
     except FileNotFoundError as error:
         status = 127
         os.write(2, f"clara-flow: cannot run {command[0]!r}: {error.strerror}\n".encode())
@@ -140,13 +157,8 @@ def kill_descendants() -> None:
             return
 
 
-def main(arguments: list[str]) -> None:
+def supervise(order: Order, lifeline: int, report: int) -> None:
     """Run the operator to its end, or to the end of the lifeline."""
-    lifeline, report, abi = (int(word) for word in arguments[:3])
-    end = arguments.index("--")
-    writable, command = arguments[3:end], arguments[end + 1 :]
-    for descriptor in (lifeline, report):
-        os.set_inheritable(descriptor, False)
     libc = ctypes.CDLL(None, use_errno=True)
     call(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
     wake, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -156,7 +168,7 @@ def main(arguments: list[str]) -> None:
     supervisor = os.getpid()
     operator = os.fork()
     if operator == 0:
-        become(command, writable, abi, supervisor)
+        become(order, supervisor)
     for stream in (0, 1, 2):  # the log ends when the operator's last process has ended, not when this one has
         os.close(stream)
 
@@ -188,7 +200,61 @@ def main(arguments: list[str]) -> None:
     kill_descendants()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = exit_status if exit_status >= 0 else 128 - exit_status
+    os.write(report, f"{code} {used.ru_maxrss} {used.ru_utime + used.ru_stime}\n".encode())
+
+
+def wear(mark: str) -> None:
+    """Show this mark in /proc/PID/environ, which a fork leaves as it was: written over, as it is equally long."""
+    with open("/proc/self/stat") as file:
+        environment_start = int(file.read().rpartition(")")[2].split()[47])  # field 50, proc_pid_stat(5)
+    if ctypes.string_at(environment_start) == f"{MARK}={NO_MARK}".encode():
+        ctypes.memmove(environment_start, f"{MARK}={mark:.32}".encode(), len(MARK) + 1 + len(NO_MARK))
+
+
+def begin(order_file: int, lifeline: int, report: int, output: int) -> NoReturn:
+    """In a child of the server: be a supervisor to the end."""
+    status = 1
     try:
-        os.write(report, f"{code} {used.ru_maxrss} {used.ru_utime + used.ru_stime}\n".encode())
+        os.setsid()
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.close(output)
+        with open(order_file, "rb") as file:
+            file.seek(0)
+            order = json.load(file)
+        wear(order["environment"][MARK])
+        pidfd = os.pidfd_open(os.getpid())
+        with socket.socket(fileno=os.dup(report)) as platform:
+            socket.send_fds(platform, [b"%d" % os.getpid()], [pidfd])
+        os.close(pidfd)
+        os.chdir(order["cwd"])
+        supervise(order, lifeline, report)
+        status = 0
     except BrokenPipeError:  # the platform is gone
-        os._exit(1)
+        pass
+    except BaseException:  # noqa: BLE001  this process must not go on as a second server
+        traceback.print_exc()  # into the operator's log, as long as that is open
+    finally:
+        os._exit(status)
+
+
+def serve() -> None:
+    """Fork a supervisor for each order, until the platform is gone."""
+    orders = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that supervisors leave no zombies
+    gc.freeze()
+    while True:
+        order, descriptors, _, _ = socket.recv_fds(orders, 1, 4, socket.MSG_CMSG_CLOEXEC)
+        if not order:
+            return
+        try:
+            if os.fork() == 0:
+                orders.close()
+                begin(*descriptors)
+        except OSError:  # the end of the report says it
+            pass
+        for descriptor in descriptors:
+            os.close(descriptor)

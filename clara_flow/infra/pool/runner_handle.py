@@ -66,7 +66,7 @@ class RunnerHandle:
         is_over = False
         while True:
             try:
-                block, descriptors, _, _ = socket.recv_fds(self.connection, 65536, 1)
+                block, descriptors, _, _ = socket.recv_fds(self.connection, 65536, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 break
             except ConnectionError:
@@ -160,8 +160,11 @@ class ZygoteHandle:
         return self.process.pid
 
     def fork(self) -> RunnerHandle | None:
-        """A new runner, which starts; None when the zygote has died or has too much to do."""
-        connection, theirs = socket.socketpair()
+        """A new runner, which starts; None when the zygote has died or has too much to do, or no descriptor is left."""
+        try:
+            connection, theirs = socket.socketpair()
+        except OSError:
+            return None
         with theirs:
             try:
                 socket.send_fds(self.control, [b"f"], [theirs.fileno()])

@@ -281,9 +281,12 @@ class RunnerSet:
             spare = sum(runner.state in ("starting", "idle") for runner in self._runners)
             missing = len(self._queue) + self.size - spare
             for _ in range(min(missing, self.most - len(self._runners))):
-                if runner := self._zygote.fork():
-                    self._runners.append(runner)
-                    self._selector.register(runner.connection, selectors.EVENT_READ, partial(self._hear, runner))
+                runner = self._zygote.fork()
+                if runner is None:
+                    self._pause()
+                    break
+                self._runners.append(runner)
+                self._selector.register(runner.connection, selectors.EVENT_READ, partial(self._hear, runner))
 
     def _pause(self) -> None:
         self._next_start = time.monotonic() + self._pause_s
@@ -330,7 +333,10 @@ class RunnerSet:
         for message in messages:
             if "pid" in message:
                 runner.pid = message["pid"]
-                self._selector.register(runner.pidfd, selectors.EVENT_READ, partial(self._gone, runner))
+                if runner.pidfd >= 0:
+                    self._selector.register(runner.pidfd, selectors.EVENT_READ, partial(self._gone, runner))
+                else:  # this process has no descriptor left for it
+                    runner.kill("the worker has too many files open")
             elif "ready" in message:
                 runner.was_ready = True
                 self._pause_s = FIRST_PAUSE_S

@@ -86,7 +86,7 @@ class _Zygote:
     def _fork(self) -> bool:
         """A new runner; False when the worker is gone."""
         try:
-            order, descriptors, _, _ = socket.recv_fds(self.control, 1, 1)
+            order, descriptors, _, _ = socket.recv_fds(self.control, 1, 1, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
             return False
         if not order:

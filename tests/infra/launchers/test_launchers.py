@@ -486,7 +486,9 @@ class TestProcess(LauncherContract):
         return [*found, *processes_of(job_id)]
 
     def make_it_vanish(self, job_id: str) -> None:
-        supervisor = min(processes_of(job_id), key=lambda process: process.create_time())
+        operator = min(processes_of(job_id), key=lambda process: process.create_time())
+        supervisor = operator.parent()
+        assert supervisor is not None
         supervisor.kill()
 
     def launcher_source(self, launcher: Launcher) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -87,6 +88,81 @@ async def test_killed_supervisor_leaves_no_grandchild(tmp_path: Path) -> None:
     assert list(launcher.state_dir.iterdir()) == []
 
 
+async def test_a_killed_fork_server_is_replaced_and_takes_nothing_with_it(tmp_path: Path) -> None:
+    launcher = ProcessLauncher(tmp_path / "state")
+    fifo = tmp_path / "go"
+    os.mkfifo(fifo)
+    lines: list[str] = []
+    servers: list[psutil.Process] = []
+
+    def kill_server(line: str) -> None:
+        lines.append(line)
+        if line == "up":
+            servers.append(fork_server())
+            servers[0].kill()
+            fifo.write_text("on")
+
+    code = f"print('up', flush=True); print(open({str(fifo)!r}).read())"
+    await launcher.run(make_spec(tmp_path, code), stop=Stop(), on_line=kill_server)
+    assert lines == ["up", "on"]
+    assert await launcher.run(make_spec(tmp_path, "print(1)"), stop=Stop(), on_line=lines.append)
+    assert lines == ["up", "on", "1"]
+    assert fork_server().pid != servers[0].pid
+
+
+async def test_operators_start_beside_each_other(tmp_path: Path) -> None:
+    """More at once than a socket takes orders, with an environment that no socket takes in one piece."""
+    launcher = ProcessLauncher(tmp_path / "state")
+    environment = {f"V{number}": "x" * 100_000 for number in range(5)}
+    specs = [
+        make_spec(tmp_path, f"print({number})", environment=environment, log_path=tmp_path / f"{number}.log")
+        for number in range(12)
+    ]
+    lines: list[str] = []
+    await asyncio.gather(*(launcher.run(spec, stop=Stop(), on_line=lines.append) for spec in specs))
+    assert sorted(map(int, lines)) == list(range(12))
+    assert list(launcher.state_dir.iterdir()) == []
+
+
+def test_the_fork_server_ends_with_its_owner_and_not_with_the_owners_children(tmp_path: Path) -> None:
+    """A forked child of the owner has the server's socket too; it must neither use nor keep it."""
+    code = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_process_launcher import Stop, make_spec, fork_server
+from clara_flow.infra.launchers.process import ProcessLauncher
+def run():
+    launcher = ProcessLauncher(Path({str(tmp_path / "state")!r}))
+    asyncio.run(launcher.run(make_spec(Path({str(tmp_path)!r}), "print(1)"), stop=Stop(), on_line=lambda line: None))
+    return fork_server().pid
+first = run()
+child = os.fork()
+if child == 0:
+    print(os.getpid(), run(), flush=True)
+    signal.pause()
+print(os.getpid(), first, flush=True)
+signal.pause()
+"""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert owner.stdout is not None
+    told = dict(tuple(map(int, owner.stdout.readline().split())) for _ in range(2))
+    child = next(pid for pid in told if pid != owner.pid)
+    assert told[child] != told[owner.pid]
+    owner.kill()
+    owner.wait()
+    eventually(lambda: not psutil.pid_exists(told[owner.pid]))
+    assert psutil.pid_exists(told[child])
+    os.kill(child, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(told[child]))
+    owner.stdout.close()
+
+
 async def test_reaper_finds_orphans_by_their_mark(tmp_path: Path) -> None:
     """Platform and supervisor were both killed: what still runs is known by its environment."""
     orphan, stranger = (start_marked(mark) for mark in ("feed", "beef"))
@@ -131,6 +207,12 @@ def marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark:
                 found.append(process)
     return found
+
+
+def fork_server() -> psutil.Process:
+    """The one of this process."""
+    (server,) = [child for child in psutil.Process().children() if "supervise.serve()" in " ".join(child.cmdline())]
+    return server
 
 
 def start_marked(mark: str) -> subprocess.Popen[bytes]:
