@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -68,9 +68,10 @@ class Gpu:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> Gpu:
-        """The inverse of `to_json`. Raises TypeError when a fact is missing or unknown."""
-        lists = {name: tuple(facts[name]) for name in ("links", "slowdowns") if name in facts}
-        return cls(**{**facts, **lists, "health": Health(facts.get("health", Health.OK))})
+        """The inverse of `to_json`; what a newer worker tells beyond that is passed over. Raises TypeError."""
+        known = {entry.name: facts[entry.name] for entry in fields(cls) if entry.name in facts}
+        lists = {name: tuple(known.get(name, ())) for name in ("links", "slowdowns")}
+        return cls(**{**known, **lists, "health": Health(known.get("health", Health.OK))})
 
 
 def leasable(gpus: Iterable[Gpu]) -> tuple[Gpu, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from clara_flow.infra.gpu.model import Gpu, leasable
@@ -40,8 +40,9 @@ class NodeInventory:
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> NodeInventory:
-        """The inverse of `to_json`. Raises TypeError when a fact is missing or unknown."""
-        return cls(**{**facts, "gpus": tuple(Gpu.from_json(gpu) for gpu in facts.get("gpus", ()))})
+        """The inverse of `to_json`; what a newer worker tells beyond that is passed over. Raises TypeError."""
+        known = {entry.name: facts[entry.name] for entry in fields(cls) if entry.name in facts}
+        return cls(**{**known, "gpus": tuple(Gpu.from_json(gpu) for gpu in known.get("gpus", ()))})
 
 
 def read_node(gpus: Sequence[Gpu] | None = None, *, fastio_limit_mib: int | None = None) -> NodeInventory:
