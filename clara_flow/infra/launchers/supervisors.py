@@ -130,17 +130,26 @@ def _hello(report: socket.socket) -> Supervisor | None:
     return Supervisor(int(pid), descriptors[0], report)
 
 
+def start_server() -> None:
+    """Have the fork server ready before the first operator. Raises OSError when it cannot be started."""
+    with _lock:
+        _running_server()
+
+
+def _running_server() -> _Server:
+    global _server  # one for the process, whoever launches
+    if _server is None:
+        _server = _Server()
+    return _server
+
+
 def _send(descriptors: list[int]) -> bool:
     """Give the server an order, a new one where there is none; False when it has died."""
-    global _server  # one for the process, whoever launches
     with _lock:
-        if _server is None:
-            _server = _Server()
         try:
-            socket.send_fds(_server.orders, [b"o"], descriptors)
+            socket.send_fds(_running_server().orders, [b"o"], descriptors)
         except ConnectionError:
-            _server.end()
-            _server = None
+            _end_server()
             return False
         return True
 

@@ -128,8 +128,13 @@ class RunnerSet:
                 if runner.state in ("starting", "idle"):
                     runner.leave("the worker stops")
         self._ring()
-        self._thread.join()
+        if self.is_alive():
+            self._thread.join()
         return waiting
+
+    def is_alive(self) -> bool:
+        """Whether it does its work: not before `start`, not after `stop`, and not if it broke."""
+        return self._thread.is_alive()
 
     def run(self, job_id: UUID, *, facts: dict[str, Any], limit_s: float) -> None:
         """Hand a job to a warm runner, as soon as there is one. A job that the set has already is not taken twice.

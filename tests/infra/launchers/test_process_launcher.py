@@ -22,6 +22,7 @@ from clara_flow.infra.launchers.base import Stop
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.process import MARK, ProcessLauncher
 from clara_flow.infra.launchers.spec import LaunchSpec, Mount
+from clara_flow.infra.launchers.supervisors import start_server
 
 WAIT_FOREVER = "import signal; print('up', flush=True); signal.pause()"
 DEAD = Owner(Owner.current().place, pid=2**22 + 1, started=1)  # above the kernel's largest process id
@@ -94,6 +95,8 @@ async def test_a_killed_fork_server_is_replaced_and_takes_nothing_with_it(tmp_pa
     os.mkfifo(fifo)
     lines: list[str] = []
     servers: list[psutil.Process] = []
+    start_server()
+    warm = fork_server().pid
 
     def kill_server(line: str) -> None:
         lines.append(line)
@@ -107,7 +110,7 @@ async def test_a_killed_fork_server_is_replaced_and_takes_nothing_with_it(tmp_pa
     assert lines == ["up", "on"]
     assert await launcher.run(make_spec(tmp_path, "print(1)"), stop=Stop(), on_line=lines.append)
     assert lines == ["up", "on", "1"]
-    assert fork_server().pid != servers[0].pid
+    assert servers[0].pid == warm != fork_server().pid
 
 
 async def test_operators_start_beside_each_other(tmp_path: Path) -> None:

@@ -316,6 +316,7 @@ def test_stop_lets_jobs_end_and_abandons_the_rest(ground: Ground) -> None:
     runners.stop_job(ends, "end yourself")
     stopping.join()
     assert waiting == [behind]
+    assert not runners.is_alive()
     assert (ground.folder / str(ends)).with_suffix(".stopped").read_text() == "end yourself"
     assert (ground.folder / "abandoned").exists()
     assert {end.job_id: end.reason for end in ground.ends} == {None: "the worker stops", goes_on: "the worker stops"}
