@@ -8,7 +8,7 @@ from uuid import UUID
 
 from clara_flow.infra.ledger.backfill import Reservations
 from clara_flow.infra.ledger.demand import Demand
-from clara_flow.infra.ledger.holdings import Holdings
+from clara_flow.infra.ledger.holdings import Holdings, expected_end
 from clara_flow.infra.ledger.lanes import Line
 from clara_flow.infra.ledger.model import (
     RESOURCES,
@@ -38,7 +38,7 @@ def explain(
     position: int,
 ) -> Answer:
     """The answer to an ask that waits and can be granted one day; `position` is passed on."""
-    demand, sites = line.demand, line.sites or []
+    demand, sites = line.demand, line.sites
     if short := tenant.short_of(demand.total):
         own = [lease for lease in holdings.leases.values() if lease.tenant == ask.tenant]
         holders = _holders(own, (short[0],), now)
@@ -70,13 +70,8 @@ def explain(
     return WaitsFor(resource=resource, holders=holders, forecast=forecast, position=position)
 
 
-def _expected_end(lease: Lease, now: float) -> float:
-    duration_s = lease.limit_s if lease.expected_s is None else lease.expected_s
-    return max(now, lease.granted + duration_s)
-
-
 def _by_end(leases: Iterable[Lease], now: float) -> list[tuple[float, Lease]]:
-    return sorted(((_expected_end(lease, now), lease) for lease in leases), key=lambda entry: entry[0])
+    return sorted(((expected_end(lease, now), lease) for lease in leases), key=lambda entry: entry[0])
 
 
 def _holders(leases: Iterable[Lease], names: tuple[str, ...], now: float) -> tuple[UUID, ...]:

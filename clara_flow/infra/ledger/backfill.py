@@ -13,7 +13,7 @@ from math import inf
 
 from clara_flow.infra.ledger.demand import Demand
 from clara_flow.infra.ledger.holdings import Holdings
-from clara_flow.infra.ledger.lanes import Line
+from clara_flow.infra.ledger.lanes import Kind, Line
 from clara_flow.infra.ledger.model import Amounts, Ask, Lease
 from clara_flow.infra.ledger.placement import Free, Indices, Placement, Site
 from clara_flow.infra.ledger.tenants import Tenant
@@ -36,16 +36,20 @@ class Reservations:
     by_node     at most one per node.
     closed      by tenant: resources of whose hard limit an ask waits for more; those after it leave them alone.
     contested   nodes for which somebody waits without a reservation.
+    full        kinds for which no node has room now, whoever asks.
     """
 
     holdings: Holdings
     by_node: dict[str, Reservation] = field(default_factory=dict)
     closed: dict[str, set[str]] = field(default_factory=dict)
     contested: set[str] = field(default_factory=set)
+    full: set[Kind] = field(default_factory=set)
     _ends: dict[str, list[tuple[float, Lease]]] = field(default_factory=dict)
 
     def quota_allows(self, tenant: Tenant, demand: Demand, end: float) -> bool:
         """Whether nobody of the same tenant who is to be served before it would miss the tenant's limit for it."""
+        if not tenant.quota.hard:
+            return True
         if any(getattr(demand.total, name) for name in self.closed.get(tenant.name, ())):
             return False
         return not any(
@@ -58,9 +62,15 @@ class Reservations:
     def place(self, line: Line, end: float) -> tuple[Site, Placement] | None:
         """The best place now for a lease that ends by `end`, that delays nobody with a reservation."""
         demand = line.demand
+        if line.kind in self.full:
+            return None
         best: tuple[Site, Placement] | None = None
-        for site in line.sites or ():
-            if not site.free.covers(demand.total) or (demand.early and site.node.name in self.contested):
+        full = True
+        for site in line.sites:
+            if not site.fits(site.free, demand):
+                continue
+            full = False
+            if demand.early and site.node.name in self.contested:
                 continue
             free = site.free
             reservation = self.by_node.get(site.node.name)
@@ -69,6 +79,8 @@ class Reservations:
             placement = site.place(free, demand)
             if placement is not None and (best is None or placement.score < best[1].score):
                 best = site, placement
+        if full:
+            self.full.add(line.kind)
         return best
 
     def granted(self, site: Site, amounts: Amounts, devices: Indices, end: float) -> None:
@@ -84,14 +96,14 @@ class Reservations:
         False: on all nodes that are left it waits for something without a known end.
         """
         best: tuple[float, Site, Free] | None = None
-        sites = [site for site in line.sites or () if site.node.name not in self.by_node]
+        sites = [site for site in line.sites if site.node.name not in self.by_node]
         owed = [site for site in sites if site.node.name == node]
         for site in owed or sites:
             found = self._earliest(site, line.demand, now, inf if best is None else best[0])
             if found is not None:
                 best = found[0], site, found[1]
         if best is None:
-            self.contested.update(site.node.name for site in line.sites or ())
+            self.contested.update(site.node.name for site in line.sites)
             return False
         time, site, rest = best
         self.by_node[site.node.name] = Reservation(line.first, line.demand, time, rest)

@@ -91,3 +91,9 @@ class Holdings:
         self.leases[lease.id] = lease
         self._by_node.setdefault(lease.node, {})[lease.id] = lease
         self._by_job.setdefault(lease.job_id, {})[lease.id] = lease
+
+
+def expected_end(lease: Lease, now: float) -> float:
+    """When it will probably end: after its expected duration, else at its limit; now if that is past."""
+    duration_s = lease.limit_s if lease.expected_s is None else lease.expected_s
+    return max(now, lease.granted + duration_s)

@@ -13,14 +13,27 @@ from clara_flow.infra.ledger.placement import Site
 Age = tuple[float, int]  # asked, and a number that tells asks of the same moment apart
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Kind:
+    """What lines of all tenants and classes share that need the same. `sites`: where it can be served one day; None: to
+    be looked up."""
+
+    sites: list[Site] | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Line:
-    """Asks with equal demands, the oldest first. `sites`: where they can be served one day; None: to be looked up."""
+    """Asks with equal demands, the oldest first."""
 
     demand: Demand
+    kind: Kind
     lanes: tuple[Lane, ...]
     waiting: list[tuple[Age, Ask]] = field(default_factory=list)
-    sites: list[Site] | None = None
+
+    @property
+    def sites(self) -> list[Site]:
+        """Where its asks can be served one day, once that was looked up."""
+        return self.kind.sites or []
 
     @property
     def first(self) -> Ask:

@@ -6,7 +6,7 @@
 - placement.py   on which node and devices: best fit, NVLink
 - backfill.py    who may pass whom: nobody ever delays the one who is served next
 - preemption.py  who goes back to the queue for an emergency
-- answers.py     why somebody waits; feasibility.py: what will never fit; forecast.py: when it is likely its turn
+- answers.py     why somebody waits; feasibility.py: what will never fit; preview.py: the queue in its order
 
 **Nobody starves.** Let L be the longest `limit_s` of all leases, and k the number of other asks of the ordinary lanes
 that are at least as old as an ask A. A is granted within
@@ -25,15 +25,17 @@ end: none is granted while an aged ask waits.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import inf
 from types import MappingProxyType
 from uuid import UUID, uuid5
 
 from clara_flow.infra.ledger.answers import explain
 from clara_flow.infra.ledger.backfill import Reservations
 from clara_flow.infra.ledger.feasibility import missing_for
-from clara_flow.infra.ledger.holdings import Holdings
+from clara_flow.infra.ledger.holdings import Holdings, expected_end
 from clara_flow.infra.ledger.invariants import check
 from clara_flow.infra.ledger.lanes import Line
 from clara_flow.infra.ledger.model import (
@@ -95,6 +97,7 @@ class Ledger:
         if self._holdings.set_nodes(nodes):
             self._tenants.set_nodes(site.node for site in self._holdings.sites.values())
             self._order.forget_sites()
+            self._reservations.full.clear()
 
     def set_quotas(self, quotas: Iterable[Quota]) -> None:
         """Replace all quotas (weights above 0); what is held beyond a new limit stays until it is released."""
@@ -124,6 +127,7 @@ class Ledger:
         if lease := self._holdings.leases.get(lease_id):
             self._tenants[lease.tenant].count(now)
             self._holdings.remove(lease_id)
+            self._reservations.full.clear()
             self._tenants.hold(lease.tenant, lease.amounts, -1)
 
     def decide(self, now: float) -> list[Decision]:
@@ -177,6 +181,35 @@ class Ledger:
             queue.append((ask, answer))
         return queue
 
+    def forecast(self, now: float, limit: int = 32) -> dict[UUID, float]:
+        """When the first `limit` of the queue will probably be granted, by id: their turns played forward, everybody
+        holding what they hold for as long as is expected. Who is not named will not be served within that time, or
+        nobody can say. Some milliseconds per ask: for people who look, not for decisions."""
+        later = Ledger(ageing_s=self.ageing_s)
+        later.set_nodes(self.nodes.values())
+        later.set_quotas(self._quotas.values())
+        ends = []
+        for lease in self._holdings.leases.values():
+            later.restore(lease)
+            ends.append((expected_end(lease, now), lease.id))
+        for ask in self._order.preview(now, limit):
+            later.ask(ask)
+        later._tenants.adopt(self._tenants)
+        heapq.heapify(ends)
+        granted: dict[UUID, float] = {}
+        while now < inf:
+            for decision in later.decide(now):
+                if isinstance(decision, Grant):
+                    granted[decision.ask.id] = now
+                    for lease in decision.leases:
+                        heapq.heappush(ends, (expected_end(lease, now), lease.id))
+            if not later.asks or not ends:
+                break
+            now = ends[0][0]
+            while ends and ends[0][0] <= now < inf:
+                later.release(heapq.heappop(ends)[1], now)
+        return granted
+
     def invariants(self) -> None:
         """Raises AssertionError, which says what is broken."""
         check(self._holdings, self._tenants, self._asks)
@@ -193,8 +226,11 @@ class Ledger:
             ask, demand = line.first, line.demand
             tenant = self._tenants[ask.tenant]
             end = self._holdings.end_for(ask.job_id, ask.limit_s, now)
-            if short := tenant.short_of(demand.total):
-                if not demand.early:
+            if not all(map(tenant.may_ever_hold, (demand.total, *demand.needs))):
+                look.over_quota.add(line)
+                self._order.let_go(line)
+            elif short := tenant.short_of(demand.total):
+                if not demand.early and line.sites:
                     reservations.closed.setdefault(ask.tenant, set()).update(short)
                 look.over_quota.add(line)
                 self._order.let_go(line)
@@ -267,7 +303,7 @@ class Ledger:
         if debt or not self._order.may_preempt(line):
             return []
         taken -= {other.node for other in self._debts.values()}
-        sites = [site for site in line.sites or () if site.node.name not in taken]
+        sites = [site for site in line.sites if site.node.name not in taken]
         debt = find_victims(line.demand, sites, self._holdings, self._debts.values())
         if debt is None:
             return []
@@ -285,5 +321,5 @@ class Ledger:
         self._tenants.hold(lease.tenant, lease.amounts)
 
     def _look_up_sites(self, line: Line) -> None:
-        if line.sites is None:
-            line.sites = [site for site in self._holdings.sites.values() if site.can_serve(line.demand)]
+        if line.kind.sites is None:
+            line.kind.sites = [site for site in self._holdings.sites.values() if site.can_serve(line.demand)]

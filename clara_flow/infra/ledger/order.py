@@ -11,7 +11,8 @@
 
 Asks with equal demands form a *line*: while its first waits the others need not be looked at, so the work of a decision
 depends on how many different demands there are, not on how many asks. Per decision at most DEPTH lines of one tenant
-(and of each of 1, 2 and 6) that have to wait are looked at, and at most BREADTH of all tenants.
+(and of each of 1, 2 and 6) that have to wait are looked at, and at most BREADTH of all tenants; who has ROUND that wait
+comes after those who have fewer. What no node can serve as things are does not count.
 
 Ageing takes turns, because an overload makes everything old: were all old asks to go first, a pool that is short for an
 hour would serve one tenant's flood in the order of arrival and know neither shares nor classes any more.
@@ -21,19 +22,22 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from clara_flow.infra.ledger.demand import Demand
-from clara_flow.infra.ledger.lanes import Age, Lane, Line, age_of, age_of_line, oldest_first
+from clara_flow.infra.ledger.lanes import Age, Kind, Lane, Line, age_of, age_of_line, oldest_first
 from clara_flow.infra.ledger.model import Ask, Priority
 from clara_flow.infra.ledger.preview import fair_order
 from clara_flow.infra.ledger.tenants import PICKS, Tenant, Tenants
 
 DEPTH = 16
-BREADTH = 128
+BREADTH = 160
+ROUND = 4
 AGED_TURN = 8
 
 
@@ -59,6 +63,7 @@ class Order:
         self._tenants = tenants
         self._ageing_s = ageing_s
         self._lines: dict[Demand, Line] = {}
+        self._kinds: WeakValueDictionary[tuple[object, ...], Kind] = WeakValueDictionary()
         self._place: dict[UUID, tuple[Line, Age]] = {}
         self._numbers = 0
         self._completes, self._early, self._oldest = Lane(), Lane(), Lane()
@@ -72,7 +77,10 @@ class Order:
         """It waits from now on."""
         demand = Demand.of(ask)
         if (line := self._lines.get(demand)) is None:
-            line = self._lines[demand] = Line(demand, self._lanes_of(demand))
+            same = (demand.parts, demand.needs, demand.node)
+            if (kind := self._kinds.get(same)) is None:
+                kind = self._kinds[same] = Kind()
+            line = self._lines[demand] = Line(demand, kind, self._lanes_of(demand))
         age = (ask.asked, self._numbers)
         self._numbers += 1
         self._place[ask.id] = (line, age)
@@ -130,8 +138,8 @@ class Order:
 
     def forget_sites(self) -> None:
         """The nodes are others now."""
-        for line in self._lines.values():
-            line.sites = None
+        for kind in self._kinds.values():
+            kind.sites = None
 
     def position(self, ask_id: UUID) -> int:
         """How many of its tenant, class and kind are older, plus 1."""
@@ -176,7 +184,7 @@ class Order:
                 look.cut = True
                 return
             yield line
-            depth -= line in look.blocked
+            depth -= line in look.blocked and bool(line.sites)
 
     def _aged_turn(self, now: float, look: Look) -> Iterator[Line]:
         """The oldest ask, if it is aged; those that wait for their tenant's own limit miss their turn."""
@@ -189,23 +197,26 @@ class Order:
                 return
 
     def _fair(self, now: float, look: Look) -> Iterator[Line]:
-        depths: dict[str, int] = {}
-        breadth = BREADTH
-        due = [entry for tenant in self._tenants if tenant.waiting and (entry := self._due(tenant, look))]
+        waited: Counter[str] = Counter()
+        breadth = 0
+        due = [(0, *entry) for tenant in self._tenants if tenant.waiting and (entry := self._due(tenant, look))]
         heapq.heapify(due)
         while due:
+            if breadth >= BREADTH:
+                look.cut = True
+                return
             if self._since_aged >= AGED_TURN:
                 yield from self._aged_turn(now, look)
             *_, name, line = heapq.heappop(due)
             if line.waiting and line not in look.blocked:  # else it was the aged one
                 yield line
-            blocked = line in look.blocked
-            breadth -= blocked
-            depths[name] = depths.get(name, DEPTH) - blocked
+            waits = line in look.blocked and bool(line.sites)
+            waited[name] += waits
+            breadth += waits
             tenant = self._tenants[name]
             if tenant.waiting and (entry := self._due(tenant, look)):
-                if depths[name] and breadth:
-                    heapq.heappush(due, entry)
+                if waited[name] < DEPTH:
+                    heapq.heappush(due, (waited[name] // ROUND, *entry))
                 else:
                     look.cut = True
 

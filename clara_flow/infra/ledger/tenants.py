@@ -59,6 +59,10 @@ class Tenant:
             if (wanted := getattr(amounts, name)) and self.held[name] + wanted + getattr(besides, name) > limit
         )
 
+    def may_ever_hold(self, amounts: Amounts) -> bool:
+        """Whether the hard limits have room for it when nothing is held."""
+        return all(getattr(amounts, name) <= limit for name, limit in self.quota.hard.items())
+
     def borrows(self, amounts: Amounts) -> bool:
         """Whether `amounts` take it beyond what is its own."""
         return any(
@@ -96,6 +100,14 @@ class Tenants:
         self._pool["gpu_memory_mib"] = sum(device.memory_mib for node in nodes for device in node.devices)
         for tenant in self._tenants.values():
             tenant.share = self._dominant(tenant.held)
+
+    def adopt(self, other: Tenants) -> None:
+        """Take over from another ledger what each tenant has had; what is held and waits is this one's own."""
+        self._level = other._level
+        for theirs in other:
+            ours = self[theirs.name]
+            ours.virtual, ours.counted_until = theirs.virtual, theirs.counted_until
+            ours.passes, ours.passed, ours.competing = dict(theirs.passes), theirs.passed, theirs.competing
 
     def hold(self, name: str, amounts: Amounts, sign: int = 1) -> None:
         """A tenant holds that much more; `sign` -1: less."""

@@ -193,3 +193,18 @@ def test_cliques_of_a_ring_are_grown_from_neighbours():
     world.ask(gpu=3)
     [grant] = world.grants()
     assert grant.leases[0].devices in (("a1", "a2", "a3"), ("a5", "a6", "a7"))
+
+
+def test_the_forecast_plays_the_queue_forward():
+    world = World(gpu_node(gpus=2))
+    for lasts_s in (90, 40):
+        world.ask(gpu=1, limit_s=600, expected_s=lasts_s)
+    world.decide()
+    asks = [world.ask(gpu=gpus, limit_s=600, expected_s=20) for gpus in (1, 2, 1)]
+    never = world.ask(gpu=3)
+    world.decide()
+    #  a0: 90 s running            | 2 | 3
+    #  a1: 40 s running | 1 | idle | 2 |
+    assert world.ledger.forecast(world.now) == {asks[0].id: 40, asks[1].id: 90, asks[2].id: 110}
+    assert world.ledger.forecast(world.now, 1) == {asks[0].id: 40}
+    assert set(world.ledger.asks) == {*(ask.id for ask in asks), never.id}, "nothing was decided"
