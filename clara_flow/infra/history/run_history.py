@@ -18,7 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid4
 
 import orjson
 from prefect.client.schemas.actions import ArtifactCreate
@@ -27,6 +27,7 @@ from prefect.events import Event
 
 from clara_flow.infra.history.prefect_private import Engine
 from clara_flow.infra.history.server import PrefectServer, ServerAway, ServerRefused
+from clara_flow.infra.history.truth import task_run_id, task_run_keys
 
 log = logging.getLogger(__name__)
 
@@ -236,14 +237,14 @@ class HistoryRun:
         running = {"type": "RUNNING"}
         if self.flow_run_id is not None:
             try:
-                await self._server.post(f"/flow_runs/{self.flow_run_id}/set_state", {"state": running, "force": True})
+                await self._server.set_state(self.flow_run_id, running)
             except ServerRefused:  # it was deleted, or its database was exchanged
                 self.flow_run_id = None
         if self.flow_run_id is None:
-            made = await make_flow_run(self._server, self.flow_name, self._request | {"state": running})
+            made = await self._server.make_flow_run(self.flow_name, self._request | {"state": running})
             flow_id, self.flow_run_id = made["flow_id"], UUID(made["id"])
             if made["state_type"] != "RUNNING":  # an earlier attempt of the same job
-                await self._server.post(f"/flow_runs/{self.flow_run_id}/set_state", {"state": running, "force": True})
+                await self._server.set_state(self.flow_run_id, running)
             if self._on_created is not None:
                 await self._on_created(self.flow_run_id)
         self._ids = {str(self.flow_run.id): str(self.flow_run_id), str(self.flow_run.flow_id): flow_id}
@@ -270,13 +271,13 @@ class HistoryRun:
 
     async def _send_end(self) -> None:
         final = self._final
-        if final is None:  # the flow was given up: whoever repairs it says why
+        if final is None or self.flow_run_id is None:  # the flow was given up: whoever repairs it says why
             return
         kind, name = final.type, final.name
         if kind is StateType.SCHEDULED:  # any worker would take a scheduled run
             kind = StateType.PENDING
         state = {"type": kind.value, "name": name, "message": final.message}
-        await self._server.post(f"/flow_runs/{self.flow_run_id}/set_state", {"state": state, "force": True})
+        await self._server.set_state(self.flow_run_id, state)
         self.complete = True
 
     async def _send(self, path: str, body: Any) -> None:
@@ -286,27 +287,10 @@ class HistoryRun:
         await self._server.post(path, text=text.encode())
 
 
-def task_run_id(flow_run_id: UUID, operator: str) -> UUID:
-    """Id of an operator's task run."""
-    return uuid5(flow_run_id, operator)
-
-
 def told(event: Event) -> dict[str, Any]:
     """The event as the server gets it: a task run under the operator's name."""
     facts = event.model_dump(mode="json")
     facts["follows"] = None  # an event that was left out must not be waited for
     if event.resource.id.startswith(TASK_RUN):
-        facts["payload"]["task_run"] |= {"task_key": event.resource.name, "dynamic_key": "0"}
+        facts["payload"]["task_run"] |= task_run_keys(event.resource.name or "")
     return facts
-
-
-async def make_flow_run(server: PrefectServer, flow_name: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The flow run of the job that `idempotency_key` names: a new one, or the one that is there. Raises as `post`."""
-    made: dict[str, Any]
-    try:
-        made = await server.post("/flow_runs/", request | {"flow_id": await server.flow_id(flow_name)})
-    except ServerRefused:  # its database was exchanged: neither flow nor pool are there any more
-        server.forget_flows()
-        bare = {name: value for name, value in request.items() if not name.startswith(("work_", "deployment_"))}
-        made = await server.post("/flow_runs/", bare | {"flow_id": await server.flow_id(flow_name)})
-    return made

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import time
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
@@ -72,15 +73,33 @@ class PrefectServer:
         """The answer's JSON. Raises ServerAway, ServerRefused."""
         return await self._ask("GET", path, None, None)
 
+    async def set_state(self, flow_run_id: UUID, state: dict[str, Any]) -> None:
+        """Put a flow run into a state (`type`, and where wanted `name` and `message`), whatever it is in now.
+
+        Raises as `post`; ServerRefused when there is no such run.
+        """
+        await self.post(f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True})
+
+    async def make_flow_run(self, flow_name: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The flow run that `idempotency_key` of the request names: a new one, or the one that is there.
+
+        Where the server's database was exchanged, neither the pool nor the deployment may be there any more: then the
+        run is made without them. Raises as `post`.
+        """
+        made: dict[str, Any]
+        try:
+            made = await self.post("/flow_runs/", request | {"flow_id": await self.flow_id(flow_name)})
+        except ServerRefused:
+            self._flows.clear()
+            bare = {name: value for name, value in request.items() if not name.startswith(("work_", "deployment_"))}
+            made = await self.post("/flow_runs/", bare | {"flow_id": await self.flow_id(flow_name)})
+        return made
+
     async def flow_id(self, name: str) -> str:
         """Id of the flow of that name, made when there is none. Raises as `post`."""
         if name not in self._flows:
             self._flows[name] = (await self.post("/flows/", {"name": name}))["id"]
         return self._flows[name]
-
-    def forget_flows(self) -> None:
-        """Ask for them again: the server's database was exchanged."""
-        self._flows.clear()
 
     async def _ask(self, method: Any, path: Any, body: Any, text: bytes | None) -> Any:
         if self.away:
