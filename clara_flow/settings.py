@@ -133,6 +133,31 @@ class Settings(BaseSettings):
         80, ge=1, le=100, description="Use of the payload disk above which jobs are refused."
     )
 
+    housekeeping_s: float = Field(
+        60, gt=0, description="How often is looked for what crashes left behind, and for what is kept long enough."
+    )
+    payload_retention_s: float = Field(
+        0, ge=0, description="How long the files of a completed job are kept after its end; 0: for ever."
+    )
+    failed_payload_retention_s: float = Field(
+        1_209_600, ge=0, description="How long the files of a job that did not complete are kept; 0: for ever."
+    )
+    job_log_retention_s: float = Field(
+        7_776_000, ge=0, description="How long operators' logs are kept once their job's files are gone; 0: for ever."
+    )
+    job_record_retention_s: float = Field(
+        0, ge=0, description="How long the record of a job is kept once its files are gone; 0: for ever."
+    )
+    least_retention_s: float = Field(
+        5_400, ge=0, description="Nothing of a job is removed sooner after its end, however full the disk is."
+    )
+    orphan_payload_s: float = Field(
+        86_400, gt=0, description="Age at which files are removed that were taken in and never became a job."
+    )
+    service_log_limit_mib: int = Field(
+        32, ge=1, description="Size at which a service's log file is begun anew; the last four are kept."
+    )
+
     pool: str = Field("clara-flow", min_length=1, description="Prefect work pool that runs the jobs.")
     tenant: str = Field("default", min_length=1, description="Tenant of jobs whose caller and pipeline name none.")
     catalogs: tuple[Path, ...] = Field(

@@ -24,6 +24,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,19 @@ class PayloadFolder:
             raise PayloadError(f"{folder} is not sealed", path=str(folder))
         return manifest.differences(folder)
 
+    def touched(self) -> datetime:
+        """When something was last put into the folder or into one directly below it (UTC). Raises OSError."""
+        places = (self.path, *(path for path in self.path.iterdir() if path.is_dir()))
+        return datetime.fromtimestamp(max(place.lstat().st_mtime for place in places), UTC)
+
+    def discard_partials(self) -> int:
+        """Remove everything unsealed, for a payload that nobody writes to any more. Returns how many folders went."""
+        found = [path for path in (self.path, self.path / "operators") if path.is_dir()]
+        halves = [half for folder in found for half in folder.iterdir() if re.fullmatch(r"\..+\.partial", half.name)]
+        for half in halves:
+            remove_tree(half)
+        return len(halves)
+
     def discard_partial(self, operator: str) -> None:
         """Remove what attempts of an operator left unsealed; safe to call twice."""
         pattern = re.compile(rf"\.{re.escape(_plain(operator))}\.\d+\.partial")
@@ -199,6 +213,16 @@ class PayloadFolder:
             for path in folder.iterdir():
                 if pattern.fullmatch(path.name):
                     remove_tree(path)
+
+    def discard_sealed(self, operator: str) -> None:
+        """Remove an operator's sealed outputs; safe to call twice. They lose their name first."""
+        final, doomed = self.operator_folder(operator), self.partial_folder(operator, attempt=0)
+        with naming_storage_problems(self.path):
+            remove_tree(doomed)
+            if final.exists():
+                final.rename(doomed)
+                sync(final.parent)
+            remove_tree(doomed)
 
     def adopt(self, operator: str, earlier: PayloadFolder, work_digest: str) -> Manifest | None:
         """Take over an operator's outputs from another payload of the same store; files are hard-linked.
@@ -314,18 +338,31 @@ class PayloadStore:
                 path.rename(doomed)
             remove_tree(doomed)
 
-    def sweep(self) -> None:
-        """Finish the removals that a crash interrupted."""
-        if self.root.is_dir():
-            for path in self.root.iterdir():
-                if re.fullmatch(r"\.[0-9a-f]{32}\.removed", path.name):
-                    remove_tree(path)
+    def sweep(self) -> int:
+        """Finish the removals that a crash interrupted. Returns how many there were."""
+        found = self._named(r"\.[0-9a-f]{32}\.removed")
+        for path in found:
+            remove_tree(path)
+        return len(found)
+
+    def folders(self) -> list[PayloadFolder]:
+        """All payloads that there are; nothing with another name than ours."""
+        return [PayloadFolder(path) for path in self._named(r"[0-9a-f]{32}") if path.is_dir() and not path.is_symlink()]
+
+    def _named(self, pattern: str) -> list[Path]:
+        if not self.root.is_dir():
+            return []
+        return sorted(path for path in self.root.iterdir() if re.fullmatch(pattern, path.name))
+
+    def used_percent(self) -> float:
+        """How full the payloads' disk is, as df(1) counts: what root keeps back is not for us."""
+        place = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
+        usage = shutil.disk_usage(place)
+        return 100 * usage.used / (usage.used + usage.free)
 
     def check_room(self, limit_percent: int) -> None:
         """Raise StorageError when more than `limit_percent` of the payloads' disk is used."""
-        place = next(parent for parent in (self.root, *self.root.parents) if parent.exists())
-        usage = shutil.disk_usage(place)
-        used_percent = 100 * usage.used / (usage.used + usage.free)  # as df(1): what root keeps back is not for us
+        used_percent = self.used_percent()
         if used_percent > limit_percent:
             raise StorageError(
                 f"Payload creation failed. The disk of {self.root} is {used_percent:.0f} % full; new jobs are refused "
