@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
-from clara_flow.infra.ledger.model import Amounts, Ask, Grant, Yield
+from clara_flow.infra.ledger.model import Amounts, Ask, Grant, Priority, Yield
 from clara_flow.infra.ledger.simulation.books import Books, CapacityBroken
 from clara_flow.infra.ledger.simulation.jobs import Job, Outcome, Run, Story
 from clara_flow.infra.ledger.simulation.measures import Hourly
@@ -198,10 +198,14 @@ class Simulation:
 
     def _ask(self, job: Job, ask: Ask) -> None:
         self._asks[ask.id] = (ask, job)
-        self._waiting[ask.tenant] += 1
+        self._waiting[ask.tenant] += self._competes(ask)
         self.patience.asked(ask, self.now)
         self.scheduler.ask(ask)
         self._changed = True
+
+    def _competes(self, ask: Ask) -> bool:
+        """Whether only others hold it back, and not the emergency lane's privilege or a limit of its own speaks."""
+        return ask.priority is not Priority.IMMEDIATE and not self.books.hard.get(ask.tenant)
 
     def _withdraw(self, ask_id: UUID) -> None:
         self.patience.withdrawn(self._asks[ask_id][0])
@@ -211,7 +215,7 @@ class Simulation:
 
     def _forget(self, ask_id: UUID) -> Job:
         ask, job = self._asks.pop(ask_id)
-        self._waiting[ask.tenant] -= 1
+        self._waiting[ask.tenant] -= self._competes(ask)
         job.asks.pop(ask.operator, None)
         return job
 

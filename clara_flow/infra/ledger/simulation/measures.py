@@ -71,7 +71,8 @@ class Fairness:
 
     While at least two tenants wait for something, what these hold together (each one's dominant share of the pool) is
     divided by their weights: that is what each is entitled to. A tenant's satisfaction is what it held over what it
-    was entitled to, in all such time; the index is Jain's over the satisfactions.
+    was entitled to, in all such time; the index is Jain's over the satisfactions. It says something where tenants wait
+    for long: in a few seconds of waiting nobody can get his share.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
