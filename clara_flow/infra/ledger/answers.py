@@ -46,6 +46,8 @@ def explain(
         return WaitsFor(resource=f"quota:{short[0]}", holders=holders, forecast=forecast, position=position)
     end = holdings.end_for(ask.job_id, ask.limit_s, now)
     if reservations.quota_allows(tenant, demand, end) and (place := reservations.place(line, end)):
+        if demand.early or holdings.yields(demand.job_id):
+            return WaitsFor(resource="turn", position=position)
         site, placement = place
         devices = tuple(site.node.devices[index].uuid for part in placement.devices for index in part)
         return Fits(node=site.node.name, devices=devices)
@@ -59,7 +61,8 @@ def explain(
     if debt:
         return FitsAfterPreemption(node=debt.node, victims=debt.victims)
     if not sites:  # all that could are drained, failed or silent
-        resource = "gpu" if demand.wants_gpu else next(name for name in RESOURCES if getattr(demand.total, name))
+        asked_for = (name for name in RESOURCES if getattr(demand.total, name))
+        resource = "gpu" if demand.wants_gpu else next(asked_for, "cpu")
         return WaitsFor(resource=resource, position=position)
     site = _nearest(ask, demand, sites, reservations)
     resource = _scarcest(site, demand)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Self
+from uuid import UUID
 
 from clara_flow.infra.ledger.model import Amounts, Ask, Priority
 
@@ -14,6 +15,7 @@ from clara_flow.infra.ledger.model import Amounts, Ask, Priority
 class Demand:
     """Everything on which the answer to an ask depends, but its age: asks with equal demands are served in turn.
 
+    job_id  only of operators of preemptible jobs: they are not served while their job yields.
     parts   granted together on one node, one lease each: the ask's own amounts, then its first operator's.
     needs   what the node must be able to hold one day.
     """
@@ -21,6 +23,7 @@ class Demand:
     tenant: str
     priority: Priority
     admission: bool
+    job_id: UUID | None
     parts: tuple[Amounts, ...]
     needs: tuple[Amounts, ...]
     node: str | None
@@ -39,6 +42,7 @@ class Demand:
             tenant=ask.tenant,
             priority=ask.priority,
             admission=not ask.operator,
+            job_id=ask.job_id if ask.operator and ask.preemptible and not ask.completes else None,
             parts=parts,
             needs=ask.needs,
             node=ask.node,

@@ -62,6 +62,10 @@ class Holdings:
         """The leases of a job, the oldest first."""
         return iter(self._by_job.get(job_id, {}).values())
 
+    def yields(self, job_id: UUID | None) -> bool:
+        """Whether this job was asked to go back to the queue."""
+        return job_id is not None and any(lease.yielding for lease in self.of(job_id))
+
     def end_of(self, lease: Lease, now: float) -> float:
         """When it ends at the latest: at its own limit, with its job; if its job yields, with the job's last operator.
         What should have ended already ends now."""

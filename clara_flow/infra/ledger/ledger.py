@@ -9,7 +9,7 @@
 - answers.py     why somebody waits; feasibility.py: what will never fit; preview.py: the queue in its order
 
 **Nobody starves.** Let L be the longest `limit_s` of all leases, and k the number of other asks of the ordinary lanes
-that are at least as old as an ask A. A is granted within
+that wait at some time while an ask A waits and are at least as old. A is granted within
 
     ageing_s + AGED_TURN * (k + 1) * L        (`order.starvation_bound_s`)
 
@@ -226,13 +226,17 @@ class Ledger:
             ask, demand = line.first, line.demand
             tenant = self._tenants[ask.tenant]
             end = self._holdings.end_for(ask.job_id, ask.limit_s, now)
-            if not all(map(tenant.may_ever_hold, (demand.total, *demand.needs))):
-                look.over_quota.add(line)
+            if (
+                not line.sites
+                or self._holdings.yields(demand.job_id)
+                or not all(map(tenant.may_ever_hold, (demand.total, *demand.needs)))
+            ):
+                look.set_aside.add(line)
                 self._order.let_go(line)
             elif short := tenant.short_of(demand.total):
-                if not demand.early and line.sites:
+                if not demand.early:
                     reservations.closed.setdefault(ask.tenant, set()).update(short)
-                look.over_quota.add(line)
+                look.set_aside.add(line)
                 self._order.let_go(line)
             elif not reservations.quota_allows(tenant, demand, end):
                 pass

@@ -1,7 +1,9 @@
 """In which order asks are looked at.
 
 1. `completes`, the oldest first.
-2. The emergency lane: operators of IMMEDIATE jobs, then admissions of IMMEDIATE jobs, the oldest first.
+2. The emergency lane: operators of IMMEDIATE jobs, then admissions of IMMEDIATE jobs, the oldest first. While one waits
+   others are served only where that does not delay it: were they not served at all, the jobs that hold the runner slot
+   for which it waits would never end.
 3. The head: once something else than these had to wait for a node, it is next until it is served.
 4. Every AGED_TURN-th time the oldest of all asks, if it waits longer than `ageing_s`.
 5. Otherwise the tenant with the least rank (see tenants.py), those who stay within their nominal quota before those who
@@ -12,7 +14,7 @@
 Asks with equal demands form a *line*: while its first waits the others need not be looked at, so the work of a decision
 depends on how many different demands there are, not on how many asks. Per decision at most DEPTH lines of one tenant
 (and of each of 1, 2 and 6) that have to wait are looked at, and at most BREADTH of all tenants; who has ROUND that wait
-comes after those who have fewer. What no node can serve as things are does not count.
+comes after those who have fewer.
 
 Ageing takes turns, because an overload makes everything old: were all old asks to go first, a pool that is short for an
 hour would serve one tenant's flood in the order of arrival and know neither shares nor classes any more.
@@ -45,13 +47,14 @@ AGED_TURN = 8
 class Look:
     """What one look through the queue found out.
 
-    blocked     lines whose first ask has to wait; over_quota: those of them that wait for their tenant's own limit.
+    blocked     lines whose first ask has to wait.
+    set_aside   those of them that wait for their tenant's own limit, or for what no node has as things are.
     no_slots    no node has a runner slot left: further admissions of the ordinary lanes need not be looked at.
     cut         some lines were not looked at.
     """
 
     blocked: set[Line] = field(default_factory=set)
-    over_quota: set[Line] = field(default_factory=set)
+    set_aside: set[Line] = field(default_factory=set)
     no_slots: bool = False
     cut: bool = False
 
@@ -184,16 +187,16 @@ class Order:
                 look.cut = True
                 return
             yield line
-            depth -= line in look.blocked and bool(line.sites)
+            depth -= line in look.blocked and line not in look.set_aside
 
     def _aged_turn(self, now: float, look: Look) -> Iterator[Line]:
-        """The oldest ask, if it is aged; those that wait for their tenant's own limit miss their turn."""
-        while (line := self._oldest.next(look.over_quota)) is not None and now - line.age[0] > self._ageing_s:
+        """The oldest ask, if it is aged; those that are set aside miss their turn."""
+        while (line := self._oldest.next(look.set_aside)) is not None and now - line.age[0] > self._ageing_s:
             if line in look.blocked:
                 return
             self._aged = line
             yield line
-            if line not in look.over_quota:
+            if line not in look.set_aside:
                 return
 
     def _fair(self, now: float, look: Look) -> Iterator[Line]:
@@ -210,7 +213,7 @@ class Order:
             *_, name, line = heapq.heappop(due)
             if line.waiting and line not in look.blocked:  # else it was the aged one
                 yield line
-            waits = line in look.blocked and bool(line.sites)
+            waits = line in look.blocked and line not in look.set_aside
             waited[name] += waits
             breadth += waits
             tenant = self._tenants[name]
@@ -223,9 +226,12 @@ class Order:
     def _due(self, tenant: Tenant, look: Look) -> tuple[bool, float, Age, str, Line] | None:
         """The line of a tenant that is next, with the tenant's rank before it."""
         for priority in sorted(PICKS, key=lambda priority: (tenant.passes[priority], -priority)):
-            for admission in (False,) if look.no_slots else (False, True):
+            for admission in (False, True):
                 lane = self._lanes.get((tenant.name, priority, admission))
                 if lane and (line := lane.next(look.blocked)):
+                    if admission and look.no_slots:
+                        look.cut = True
+                        continue
                     return tenant.borrows(line.demand.total), tenant.rank, line.age, tenant.name, line
         return None
 

@@ -65,22 +65,42 @@ JOBS = st.lists(
     ),
     max_size=8,
 )
+LATER = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.fixed_dictionaries(
+            {
+                "gpu": st.sampled_from([0, 1, 1, 2, 4]),
+                "cpu": st.integers(1, 8),
+                "lasts_s": st.integers(1, 50),
+                "tenant": st.sampled_from("ab"),
+                "priority": st.sampled_from([Priority.LOWER, Priority.NORMAL, Priority.HIGHER]),
+            }
+        ),
+    ),
+    max_size=8,
+)
 
 
-@given(running=JOBS, head=JOBS.filter(len), others=JOBS)
+@given(running=JOBS, head=JOBS.filter(len), others=LATER)
 @settings(max_examples=300, deadline=None)
 def test_the_head_never_starts_later_with_back_fill_than_without(running, head, others):
-    """Limits are true here: each lease lasts exactly to its limit."""
+    """Limits are true here: each lease lasts exactly to its limit. The others come after so many leases have ended."""
     starts = []
     for back_fill in (False, True):
         world = World(gpu_node(gpus=4, cpu=10), gpu_node("b", gpus=2, cpu=8))
         for facts in running:
             world.ask(**facts)
         world.decide()
-        first = world.ask(**head[0], priority=Priority.IMMEDIATE)
-        if back_fill:
-            for facts in others:
-                world.ask(**facts, asked=1)
+        for ask_id in list(world.ledger.asks):
+            world.ledger.withdraw(ask_id)
+        first = world.ask(**head[0])
+        for step in range(4):
+            world.decide()
+            for after, facts in others if back_fill else []:
+                if after == step:
+                    world.ask(**facts)
+            world.step()
         world.run()
         starts.append(world.started[first.id])
     assert starts[1] <= starts[0]
@@ -168,3 +188,15 @@ def test_if_the_owed_device_fails_meanwhile_somebody_else_yields():
     world.ledger.release(young.id, 5)
     world.decide()
     assert [order.job_id for order in world.yields] == [young.job_id, old.job_id]
+
+
+def test_the_next_operator_of_a_job_that_yields_is_not_started_and_keeps_nobody_else_waiting():
+    world = World(gpu_node(gpus=1, jobs=2))
+    yielding = preemptible_job(world)
+    other = preemptible_job(world, preemptible=False)
+    world.ask(jobs=1, priority=Priority.IMMEDIATE)
+    world.decide()
+    held_back = world.ask(cpu=1, job_id=yielding.job_id, operator="x", node="a", preemptible=True)
+    served = world.ask(cpu=1, job_id=other.job_id, operator="x", node="a")
+    assert [grant.ask.id for grant in world.grants()] == [served.id]
+    assert world.ledger.explain(held_back.id, 0) == WaitsFor(resource="turn", position=1)

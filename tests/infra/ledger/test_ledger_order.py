@@ -216,3 +216,15 @@ def test_asking_again_changes_nothing_and_the_first_operator_comes_with_its_job(
     world.ledger.ask(ask)
     assert world.decide() == []
     assert not world.ledger.asks
+
+
+def test_what_cannot_be_served_as_things_are_takes_nobodys_turn():
+    world = World(gpu_node(gpus=1), ageing_s=100)
+    world.ledger.set_quotas([Quota(tenant="a", hard={"gpu": 1, "memory_mib": 100})])
+    for number in range(40):  # more than are looked at in one decision, all aged
+        world.ask(tenant="a", gpu=2 + number, asked=-1000)
+        world.ask(tenant="a", memory_mib=200 + number, asked=-1000)
+        world.ask(tenant="b", gpu=3 + number, asked=-1000, priority=Priority.IMMEDIATE)
+    asks = [world.ask(tenant=tenant, gpu=1, asked=-500) for tenant in "ab" for _ in range(10)]
+    world.run()
+    assert {ask.id for ask in asks} == set(world.started)
