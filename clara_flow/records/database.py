@@ -1,14 +1,16 @@
-"""The way to the database: engine, transactions, migrations. PostgreSQL through psycopg 3, nothing else."""
+"""The way to the database: engine, transactions, patience, migrations. PostgreSQL through psycopg 3, nothing else."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlmodel import Session
 
 from clara_flow.errors import ServiceError, SettingsError
@@ -18,6 +20,42 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x636C617261  # advisory lock number, "clara" in ASCII
+
+# A silent machine is noticed within half a minute (over TCP; a Unix socket has no such options).
+CONNECT_ARGUMENTS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "application_name": "clara-flow",
+    "options": "-c timezone=UTC",
+}
+
+# SQLSTATEs. A failed attempt to connect has none: only its text tells who will never be let in.
+CONFLICTS = {"40001", "40P01"}  # serialization_failure, deadlock_detected
+AWAY = {
+    "53300",
+    "57P01",
+    "57P02",
+    "57P03",
+    "57P05",
+}  # too_many_connections; shut down, crashed, starting, idle too long
+REFUSED = re.compile(
+    r"authentication failed|does not exist|no pg_hba\.conf entry|not permitted|permission denied", re.I
+)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+
+Result = TypeVar("Result")
+
+
+class DatabaseAway(ServiceError):
+    """The database is lost, starting or out of reach: the same call may succeed later."""
+
+
+class TransactionConflict(ServiceError):
+    """The transaction was rolled back for another one's sake: the same call will succeed at once."""
 
 
 def with_driver(url: str, driver: Literal["psycopg", "asyncpg"]) -> str:
@@ -36,17 +74,20 @@ def with_driver(url: str, driver: Literal["psycopg", "asyncpg"]) -> str:
     return parsed.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
 
 
-def connect(url: str, *, pool_size: int = 5) -> sa.Engine:
+def connect(url: str, *, pool_size: int = 5, max_overflow: int | None = None, pre_ping: bool = True) -> sa.Engine:
     """The engine for `url` (`postgresql://...`); it connects when it is first used and may be shared by threads.
 
-    A connection that the server closed meanwhile is replaced unseen. Dispose of it when done. Raises SettingsError.
+    max_overflow    connections beyond `pool_size` that are closed after use; None: as many again.
+    pre_ping        replace a connection that the server closed meanwhile, unseen.
+
+    Dispose of it when done. Raises SettingsError.
     """
     return sa.create_engine(
         with_driver(url, "psycopg"),
         pool_size=pool_size,
-        max_overflow=pool_size,
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": 10, "application_name": "clara-flow", "options": "-c timezone=UTC"},
+        max_overflow=pool_size if max_overflow is None else max_overflow,
+        pool_pre_ping=pre_ping,
+        connect_args=CONNECT_ARGUMENTS,
     )
 
 
@@ -61,17 +102,74 @@ def transaction(engine: sa.Engine) -> Iterator[Session]:
 
 
 @contextlib.contextmanager
+def statements(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection on which each statement is a transaction of its own, without the round trips of begin and commit.
+
+    Raises ServiceError as `transaction` does.
+    """
+    single = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with naming_connection_problems(engine), single.connect() as connection:
+        yield connection
+
+
+@contextlib.contextmanager
 def naming_connection_problems(engine: sa.Engine) -> Iterator[None]:
-    """Turn the database's operational errors into ServiceError; the address is named without its password."""
+    """Turn the database's operational errors into ServiceError (DatabaseAway, TransactionConflict where that is so).
+
+    The address is named without its password.
+    """
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError) as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else "no answer"
-        raise ServiceError(
+        state = getattr(error.orig, "sqlstate", None)
+        if state in CONFLICTS:
+            kind: type[ServiceError] = TransactionConflict
+        elif error.connection_invalidated or state in AWAY or (state is None and not REFUSED.search(reason)):
+            kind = DatabaseAway
+        else:
+            kind = ServiceError
+        raise kind(
             "PostgreSQL",
-            f"{engine.url.render_as_string()} cannot be used: {reason}",
+            f"{without_password(engine.url)} cannot be used: {reason}",
             remedy="Is it started (`clara-flow up`), and is CLARA_FLOW_DATABASE_URL right?",
         ) from None
+
+
+def without_password(url: sa.URL) -> str:
+    """The address as it may be shown: libpq takes passwords among the parameters too."""
+    secrets = {name: "***" for name in ("password", "sslpassword") if name in url.query}
+    return url.update_query_dict(secrets).render_as_string().replace("=%2A%2A%2A", "=***")
+
+
+def persistently(
+    call: Callable[..., Result],
+    *arguments: Any,
+    patience_s: float,
+    on_wait: Callable[[ServiceError], None] = lambda error: None,
+    **keys: Any,
+) -> Result:
+    """`call(*arguments, **keys)`, again and again while the database is away, for as long as `patience_s`.
+
+    A call whose answer was lost on the way is repeated too, although it was committed: it must be idempotent.
+
+    on_wait     called with the error before each pause; what it raises ends the waiting.
+
+    Raises what `call` raises; its last ServiceError when the patience is over.
+    """
+    deadline = time.monotonic() + patience_s
+    pause_s = FIRST_PAUSE_S
+    while True:
+        try:
+            return call(*arguments, **keys)
+        except (DatabaseAway, TransactionConflict) as error:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+            if isinstance(error, DatabaseAway):
+                on_wait(error)
+                time.sleep(min(pause_s, left_s))
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def migrate(url: str) -> None:
@@ -111,7 +209,7 @@ def migration(url: str) -> Iterator[Config]:
     except CommandError as error:
         raise ServiceError(
             "PostgreSQL",
-            f"the tables of {engine.url.render_as_string()} do not fit this clara-flow: {error}",
+            f"the tables of {without_password(engine.url)} do not fit this clara-flow: {error}",
             remedy="They were made by a newer version: install that one.",
         ) from None
     finally:

@@ -1,39 +1,71 @@
 """Records of jobs and what changes them. Each function is one transaction around the pure state machine.
 
-The order in every change: lock the job's row, ask the state machine, store. Effects that others must hear of are sent
-with NOTIFY on `CHANNEL`, which PostgreSQL delivers when, and only when, the change is committed.
+Effects and news are sent with NOTIFY, which PostgreSQL delivers when, and only when, the change is committed.
 
 Who runs a job is fenced: a write that carries another token than the job's raises StaleOwner, so that a runner which
-was taken for dead can neither change the record nor, if it asks first, export.
+was taken for dead can neither change the record nor, if it asks first, export. What a runner calls may be repeated
+(`database.persistently`): the same thing told twice by the same owner is one thing.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
-from clara_flow.records.database import transaction
-from clara_flow.records.models import Job, JobOperator
-from clara_flow.records.owner import Owner
-from clara_flow.records.state_machine import (
-    ENDS_OF_RUNNING,
-    JobEvent,
-    JobPriority,
-    JobState,
-    JobStatus,
-    OperatorEvent,
-    OperatorStatus,
-    advance_job,
-    advance_operator,
+from clara_flow.records.database import statements, transaction
+from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans, running
+from clara_flow.records.models import Job, JobOperator, Lease, OnRestart, Payload
+from clara_flow.records.operators import (
+    list_operators,
+    operator_ended,
+    operator_reset,
+    operator_started,
+    operator_waits,
 )
+from clara_flow.records.owner import Owner
+from clara_flow.records.state_machine import JobEvent, JobPriority, JobState, JobStatus, OperatorStatus
+from clara_flow.records.transitions import JOBS_CHANNEL as CHANNEL
+from clara_flow.records.transitions import NEWS_CHANNEL as NEWS
+from clara_flow.records.transitions import announce, change, check_owner, locked, operators_of
 
-CHANNEL = "clara_flow_jobs"
+__all__ = [
+    "CHANNEL",
+    "NEWS",
+    "QueuedJob",
+    "begin_job",
+    "cancel_job",
+    "create_job",
+    "delete_records",
+    "evict_orphans",
+    "fault_job",
+    "finish_job",
+    "get_job",
+    "history_due",
+    "is_owned",
+    "list_jobs",
+    "list_operators",
+    "mark_history_due",
+    "names",
+    "note_flow_run",
+    "operator_ended",
+    "operator_reset",
+    "operator_started",
+    "operator_waits",
+    "queued",
+    "requeue_job",
+    "requeue_orphans",
+    "running",
+    "start_job",
+    "stopped_before",
+    "tell_news",
+]
+
 SHOWN_HITS = 5
 
 
@@ -50,11 +82,19 @@ def create_job(
     priority: JobPriority = JobPriority.NORMAL,
     resumes: uuid.UUID | None = None,
     start: bool = True,
+    tenant: str = "default",
+    demand: Mapping[str, Any] | None = None,
+    preemptible: bool = False,
+    on_restart: OnRestart | str = OnRestart.RESUME,
+    fastio_mib: int = 0,
+    flow_run_id: uuid.UUID | None = None,
 ) -> Job:
     """A new job, PENDING, with a record for each of its operators.
 
     operators   names in the plan's order.
     start       queue it at once; else it waits for `start_job`.
+    demand      what the pool must have for it (`QueuedJob.demand`).
+    flow_run_id the Prefect flow run that shows it, where somebody made one before.
 
     Raises InputError when the pipeline, the payload or the job to resume does not exist.
     """
@@ -69,6 +109,12 @@ def create_job(
             arguments=dict(arguments or {}),
             priority=priority,
             resumes=resumes,
+            tenant=tenant,
+            demand=dict(demand or {}),
+            preemptible=preemptible,
+            on_restart=OnRestart(on_restart),
+            fastio_mib=fastio_mib,
+            flow_run_id=flow_run_id,
             created=now,
             story=[f"{now.isoformat(timespec='milliseconds')} create"],
         )
@@ -91,10 +137,17 @@ def start_job(engine: sa.Engine, job_id: uuid.UUID) -> Job:
 
 
 def begin_job(engine: sa.Engine, job_id: uuid.UUID, owner: Owner, *, flow_run_id: uuid.UUID | None = None) -> Job:
-    """`owner` takes a queued job and runs it from now on. Raises InvalidTransition when somebody else was first."""
+    """`owner` takes a queued job and its leases, and runs it from now on; told twice, it is one beginning.
+
+    Raises InvalidTransition when somebody else was first.
+    """
     with transaction(engine) as session:
-        job = change(session, locked(session, job_id), JobEvent.BEGIN, owner=owner)
-        job.flow_run_id = flow_run_id
+        job = locked(session, job_id)
+        if job.state is not JobState.RUNNING or job.fence != owner.token:
+            change(session, job, JobEvent.BEGIN, owner=owner)
+            session.flush()
+            session.execute(sa.update(Lease).where(col(Lease.job_id) == job_id).values(owner=owner.token))
+        job.flow_run_id = flow_run_id or job.flow_run_id
         return job
 
 
@@ -156,65 +209,6 @@ def evict_orphans(engine: sa.Engine, is_alive: Callable[[Owner], bool] = Owner.i
         return [job.id for job in orphans]
 
 
-def operator_waits(engine: sa.Engine, job_id: uuid.UUID, operator: str, owner: Owner) -> JobOperator:
-    """An operator's resources are taken; it waits. Raises StaleOwner, InvalidTransition."""
-    with transaction(engine) as session:
-        return change_operator(session, job_id, operator, owner, OperatorEvent.WAIT)
-
-
-def operator_started(
-    engine: sa.Engine,
-    job_id: uuid.UUID,
-    operator: str,
-    owner: Owner,
-    *,
-    waited_s: float | None = None,
-    digest: str | None = None,
-    identity: str = "",
-) -> JobOperator:
-    """An attempt of an operator was launched; `attempt` counts them. Raises StaleOwner, InvalidTransition."""
-    with transaction(engine) as session:
-        row = change_operator(session, job_id, operator, owner, OperatorEvent.BEGIN)
-        row.attempt += 1
-        row.started, row.stopped = datetime.now(UTC), None
-        row.exit_code, row.message, row.run_time_s, row.peak_memory_bytes = None, "", None, None
-        row.waited_s, row.digest, row.identity = waited_s, digest, identity
-        return row
-
-
-def operator_ended(
-    engine: sa.Engine,
-    job_id: uuid.UUID,
-    operator: str,
-    owner: Owner,
-    event: OperatorEvent,
-    *,
-    message: str = "",
-    exit_code: int | None = None,
-    run_time_s: float | None = None,
-    peak_memory_bytes: int | None = None,
-    digest: str | None = None,
-    identity: str | None = None,
-) -> JobOperator:
-    """An operator ended, or was skipped, or an earlier job's outputs were taken (REUSE).
-
-    event       for a failure `OperatorEvent(error.outcome)`.
-    run_time_s  from launch to exit, as the launcher measured it; None: from the record's own times.
-
-    Raises StaleOwner, InvalidTransition.
-    """
-    with transaction(engine) as session:
-        row = change_operator(session, job_id, operator, owner, event)
-        row.message, row.exit_code, row.peak_memory_bytes = message, exit_code, peak_memory_bytes
-        if digest is not None:
-            row.digest = digest
-        if identity is not None:
-            row.identity = identity
-        if event is not OperatorEvent.SKIP:
-            stop_clock(row, run_time_s)
-        return row
-
-
 def get_job(engine: sa.Engine, reference: str | uuid.UUID) -> Job:
     """The job of that id, or of the unique beginning of an id (dashes may be left out).
 
@@ -263,12 +257,6 @@ def list_jobs(
         return list(session.exec(query))
 
 
-def list_operators(engine: sa.Engine, job_id: uuid.UUID) -> list[JobOperator]:
-    """The operators of a job, in the plan's order."""
-    with transaction(engine) as session:
-        return operators_of(session, job_id)
-
-
 def is_owned(engine: sa.Engine, job_id: uuid.UUID, owner: Owner) -> bool:
     """Whether `owner` still runs the job: to be asked before anything leaves the house."""
     with transaction(engine) as session:
@@ -276,86 +264,64 @@ def is_owned(engine: sa.Engine, job_id: uuid.UUID, owner: Owner) -> bool:
         return job is not None and job.state is JobState.RUNNING and job.fence == owner.token
 
 
-def locked(session: Session, job_id: uuid.UUID, *, shared: bool = False) -> Job:
-    """The job with its row locked until the transaction ends; `shared`: others may hold it so, too."""
-    query = select(Job).where(col(Job.id) == job_id).with_for_update(read=shared)
-    job = session.exec(query).one_or_none()
-    if job is None:
-        raise InputError(f"there is no job {job_id}", reference=str(job_id))
-    return job
+def note_flow_run(engine: sa.Engine, job_id: uuid.UUID, flow_run_id: uuid.UUID | None) -> None:
+    """Note which Prefect flow run shows the job; None: none does any more."""
+    with transaction(engine) as session:
+        session.execute(sa.update(Job).where(col(Job.id) == job_id).values(flow_run_id=flow_run_id))
 
 
-def operators_of(session: Session, job_id: uuid.UUID) -> list[JobOperator]:
-    """The operators of a job, in the plan's order."""
-    return list(
-        session.exec(select(JobOperator).where(col(JobOperator.job_id) == job_id).order_by(col(JobOperator.position)))
-    )
+def mark_history_due(engine: sa.Engine, job_id: uuid.UUID, due: bool = True) -> None:
+    """Note that Prefect was not, or (`due` False) was now, told everything of the job."""
+    with transaction(engine) as session:
+        session.execute(sa.update(Job).where(col(Job.id) == job_id).values(history_due=due))
 
 
-def check_owner(job: Job, owner: Owner) -> None:
-    """Raise StaleOwner unless `owner` holds the job's fencing token."""
-    if job.fence != owner.token:
-        raise StaleOwner(
-            f"job {job.id} does not belong to process {owner.pid} on {owner.host} (any more): it is {job.phase}",
-            job=str(job.id),
+def history_due(engine: sa.Engine, *, limit: int = 100) -> list[Job]:
+    """The first stopped jobs of which Prefect was not told everything."""
+    query = select(Job).where(col(Job.history_due), col(Job.state) == JobState.STOPPED).order_by(col(Job.stopped))
+    with transaction(engine) as session:
+        return list(session.exec(query.limit(limit)))
+
+
+def tell_news(engine: sa.Engine, job_id: uuid.UUID, **facts: Any) -> None:
+    """Tell whoever watches the job something that is not recorded."""
+    with transaction(engine) as session:
+        announce(session, [(NEWS, {"job": str(job_id), **facts})])
+
+
+def names(engine: sa.Engine, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]:
+    """The names of those jobs that there are."""
+    with statements(engine) as connection:
+        rows = connection.execute(sa.select(col(Job.id), col(Job.name)).where(col(Job.id).in_(ids)))
+        return {row.id: row.name for row in rows}
+
+
+def stopped_before(engine: sa.Engine, moment: datetime, *, with_payload: bool = True) -> list[Job]:
+    """Jobs that stopped before `moment` (with a time zone), the earliest first.
+
+    with_payload    only those whose payload's files were not removed.
+    """
+    query = select(Job).where(col(Job.stopped) < moment).order_by(col(Job.stopped))
+    if with_payload:
+        query = query.join(Payload, col(Payload.id) == Job.payload_id).where(col(Payload.removed).is_(None))
+    with transaction(engine) as session:
+        return list(session.exec(query))
+
+
+def delete_records(engine: sa.Engine, ids: Collection[uuid.UUID]) -> list[uuid.UUID]:
+    """Delete the records of stopped jobs, and of their payloads where these are removed and no other job's.
+
+    Returns the ids of the jobs that were deleted; one that has not stopped is left alone.
+    """
+    with transaction(engine) as session:
+        stopped = select(Job).where(col(Job.id).in_(ids), col(Job.state) == JobState.STOPPED)
+        gone = list(session.exec(stopped.order_by(col(Job.id)).with_for_update(key_share=False)))
+        session.execute(sa.delete(Job).where(col(Job.id).in_([job.id for job in gone])))
+        session.execute(
+            sa.delete(Payload).where(
+                col(Payload.id).in_([job.payload_id for job in gone]),
+                col(Payload.removed).is_not(None),
+                ~sa.exists().where(col(Job.payload_id) == Payload.id),
+            )
         )
-
-
-def change(
-    session: Session, job: Job, event: JobEvent, *, owner: Owner | None = None, messages: Sequence[str] = ()
-) -> Job:
-    """Take one step of a locked job: ask the state machine, store, announce the effects."""
-    now = datetime.now(UTC)
-    phase, effects = advance_job(job.phase, event, job=str(job.id), story=job.story)
-    # New lists: SQLAlchemy does not see a change inside a JSON value.
-    job.story = [*job.story, f"{now.isoformat(timespec='milliseconds')} {event}"]
-    job.messages = [*job.messages, *messages]
-    job.state, job.status = phase.state, phase.status
-    if event is JobEvent.START:
-        job.queued = now
-    if event is JobEvent.BEGIN and owner is not None:
-        job.started, job.fence = now, owner.token
-        job.owner_host, job.owner_pid, job.owner_process_start = owner.host, owner.pid, owner.process_start
-    if event is JobEvent.REQUEST_CANCEL:
-        job.cancel_requested = job.cancel_requested or now
-    if phase.state is JobState.STOPPED:
-        job.stopped = now
-        for row in operators_of(session, job.id):
-            if row.status is OperatorStatus.RUNNING:
-                step(row, ENDS_OF_RUNNING[event])
-                row.message = f"the job ended ({phase}) while it ran"
-                stop_clock(row, None)
-    for effect in effects:
-        message = json.dumps({"job": str(job.id), "effect": effect})
-        session.execute(sa.select(sa.func.pg_notify(CHANNEL, message)))
-    return job
-
-
-def change_operator(
-    session: Session, job_id: uuid.UUID, operator: str, owner: Owner, event: OperatorEvent
-) -> JobOperator:
-    """Take one step of an operator of a running job that `owner` runs."""
-    job = locked(session, job_id, shared=True)  # siblings may write at once, the job's end may not
-    check_owner(job, owner)
-    if job.state is not JobState.RUNNING:
-        raise StaleOwner(f"job {job_id} is over ({job.phase}): {operator!r} cannot change any more", job=str(job_id))
-    query = select(JobOperator).where(col(JobOperator.job_id) == job_id, col(JobOperator.name) == operator)
-    row = session.exec(query.with_for_update()).one_or_none()
-    if row is None:
-        raise InputError(f"job {job_id} has no operator {operator!r}", operator=operator)
-    step(row, event)
-    return row
-
-
-def step(row: JobOperator, event: OperatorEvent) -> None:
-    """Store the operator's next phase."""
-    row.detail = advance_operator(row.detail, event, operator=row.name)
-    row.status = row.detail.status
-
-
-def stop_clock(row: JobOperator, run_time_s: float | None) -> None:
-    """Note the end, and the run time where the operator had been started."""
-    row.stopped = datetime.now(UTC)
-    if run_time_s is None and row.started is not None:
-        run_time_s = (row.stopped - row.started).total_seconds()
-    row.run_time_s = run_time_s
+        return [job.id for job in gone]

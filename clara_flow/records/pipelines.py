@@ -44,3 +44,24 @@ def get_pipeline(engine: sa.Engine, pipeline_id: uuid.UUID) -> Pipeline:
         if pipeline is None:
             raise InputError(f"there is no pipeline {pipeline_id}", pipeline_id=pipeline_id)
         return pipeline
+
+
+def note_deployment(engine: sa.Engine, pipeline_id: uuid.UUID, deployment_id: uuid.UUID) -> None:
+    """Note that a Prefect deployment runs this pipeline from now on, and no other one."""
+    deployed = col(Pipeline.deployment_id)
+    with transaction(engine) as session:
+        others = sa.update(Pipeline).where(deployed == deployment_id, col(Pipeline.id) != pipeline_id)
+        session.execute(others.values(deployment_id=None))
+        session.execute(sa.update(Pipeline).where(col(Pipeline.id) == pipeline_id).values(deployment_id=deployment_id))
+
+
+def of_deployment(engine: sa.Engine, deployment_id: uuid.UUID | None) -> Pipeline:
+    """The pipeline that a Prefect deployment runs. Raises InputError when it runs none of ours."""
+    query = select(Pipeline).where(
+        col(Pipeline.deployment_id) == deployment_id, col(Pipeline.deployment_id).is_not(None)
+    )
+    with transaction(engine) as session:
+        pipeline = session.exec(query).one_or_none()
+        if pipeline is None:
+            raise InputError("this Prefect deployment runs no pipeline of ours: register the pipeline again")
+        return pipeline

@@ -99,7 +99,8 @@ class JobEvent(StrEnum):
     REQUEST_CANCEL = "request-cancel"  # a person asked; a running job's operators must be stopped first
     CANCEL = "cancel"  # its runner stopped it on request
     EXPIRE = "expire"  # it ran past its timeout, which counts from BEGIN
-    EVICT = "evict"  # its runner is gone
+    EVICT = "evict"  # its runner is gone, and it shall not be resumed
+    REQUEUE = "requeue"  # back to the queue: it was preempted, its runner or node is gone, or its runner never began
 
 
 class JobEffect(StrEnum):
@@ -107,22 +108,28 @@ class JobEffect(StrEnum):
 
     OFFER = "offer"  # tell the runners that a job waits
     STOP_OPERATORS = "stop-operators"  # tell its runner to stop it
-    RELEASE = "release"  # it holds nothing any more
+    RELEASE = "release"  # it neither holds nor waits for anything any more
 
 
 JOB_TRANSITIONS: dict[tuple[JobPhase, JobEvent], tuple[JobPhase, tuple[JobEffect, ...]]] = {
     (JobPhase.CREATED, JobEvent.START): (JobPhase.QUEUED, (JobEffect.OFFER,)),
-    (JobPhase.CREATED, JobEvent.FAULT): (JobPhase.FAULTED, ()),
-    (JobPhase.CREATED, JobEvent.REQUEST_CANCEL): (JobPhase.CANCELED, ()),
+    (JobPhase.CREATED, JobEvent.FAULT): (JobPhase.FAULTED, (JobEffect.RELEASE,)),
+    (JobPhase.CREATED, JobEvent.REQUEST_CANCEL): (JobPhase.CANCELED, (JobEffect.RELEASE,)),
     (JobPhase.QUEUED, JobEvent.BEGIN): (JobPhase.RUNNING, ()),
-    (JobPhase.QUEUED, JobEvent.FAULT): (JobPhase.FAULTED, ()),
-    (JobPhase.QUEUED, JobEvent.REQUEST_CANCEL): (JobPhase.CANCELED, ()),
+    (JobPhase.QUEUED, JobEvent.FAULT): (JobPhase.FAULTED, (JobEffect.RELEASE,)),
+    (JobPhase.QUEUED, JobEvent.REQUEST_CANCEL): (JobPhase.CANCELED, (JobEffect.RELEASE,)),
+    # It was admitted, and its runner never began.
+    (JobPhase.QUEUED, JobEvent.REQUEUE): (JobPhase.QUEUED, (JobEffect.RELEASE, JobEffect.OFFER)),
     (JobPhase.RUNNING, JobEvent.COMPLETE): (JobPhase.COMPLETED, (JobEffect.RELEASE,)),
     (JobPhase.RUNNING, JobEvent.FAULT): (JobPhase.FAULTED, (JobEffect.RELEASE,)),
     (JobPhase.RUNNING, JobEvent.REQUEST_CANCEL): (JobPhase.RUNNING, (JobEffect.STOP_OPERATORS,)),
     (JobPhase.RUNNING, JobEvent.CANCEL): (JobPhase.CANCELED, (JobEffect.RELEASE,)),
     (JobPhase.RUNNING, JobEvent.EXPIRE): (JobPhase.TERMINATED, (JobEffect.RELEASE,)),
     (JobPhase.RUNNING, JobEvent.EVICT): (JobPhase.EVICTED, (JobEffect.STOP_OPERATORS, JobEffect.RELEASE)),
+    (JobPhase.RUNNING, JobEvent.REQUEUE): (
+        JobPhase.QUEUED,
+        (JobEffect.STOP_OPERATORS, JobEffect.RELEASE, JobEffect.OFFER),
+    ),
 }
 
 
@@ -192,7 +199,7 @@ class OperatorEvent(StrEnum):
     WAIT = "wait"  # its resources are taken
     BEGIN = "begin"  # an attempt was launched; after a failed one, the next
     COMPLETE = "completed"
-    REUSE = "cached"  # an earlier job's sealed outputs were adopted
+    REUSE = "cached"  # sealed outputs were found: an earlier job's, or of an earlier run of this one
     SKIP = "skipped"  # something upstream failed, or the job ended before it
     FAIL = "failed"
     RUN_OUT_OF_MEMORY = "out-of-memory"
@@ -200,6 +207,7 @@ class OperatorEvent(StrEnum):
     CANCEL = "cancelled"
     LOSE = "lost"
     MISS_OUTPUT = "output-missing"
+    RESET = "reset"  # its job went back to the queue, or what it had sealed cannot be used in the next run
 
 
 FAILURES = {
@@ -226,6 +234,14 @@ OPERATOR_TRANSITIONS: dict[tuple[OperatorPhase, OperatorEvent], OperatorPhase] =
     },
     (OperatorPhase.RUNNING, OperatorEvent.COMPLETE): OperatorPhase.COMPLETED,
     **{(OperatorPhase.RUNNING, event): phase for event, phase in FAILURES.items()},
+    # In a job's next run.
+    (OperatorPhase.COMPLETED, OperatorEvent.REUSE): OperatorPhase.COMPLETED,
+    (OperatorPhase.CACHED, OperatorEvent.REUSE): OperatorPhase.CACHED,
+    **{
+        (phase, OperatorEvent.RESET): OperatorPhase.PENDING
+        for phase in OperatorPhase
+        if phase is not OperatorPhase.PENDING
+    },
     # Another attempt, while the job goes on.
     **{(phase, OperatorEvent.WAIT): OperatorPhase.WAITING for phase in FAILURES.values()},
     **{(phase, OperatorEvent.BEGIN): OperatorPhase.RUNNING for phase in FAILURES.values()},

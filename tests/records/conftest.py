@@ -16,6 +16,6 @@ def engine(database_url: str) -> Iterator[sa.Engine]:  # noqa: F811
     """An engine on a migrated database without rows."""
     engine = database.connect(database_url)
     with engine.begin() as connection:
-        connection.execute(sa.text("TRUNCATE job_operators, jobs, pipelines, payloads"))
+        connection.execute(sa.text("TRUNCATE leases, nodes, quotas, job_operators, jobs, pipelines, payloads"))
     yield engine
     engine.dispose()

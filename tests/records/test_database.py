@@ -16,7 +16,7 @@ from clara_flow.errors import ServiceError, SettingsError
 from clara_flow.records import database
 from clara_flow.records.models import METADATA, Payload
 
-TABLES = {"pipelines", "payloads", "jobs", "job_operators"}
+TABLES = {"pipelines", "payloads", "jobs", "job_operators", "nodes", "leases", "quotas"}
 
 
 def tables(url: str) -> set[str]:

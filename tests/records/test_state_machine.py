@@ -25,33 +25,33 @@ from clara_flow.records.state_machine import (
     advance_operator,
 )
 
-# Rows: where a job is. Columns: start begin complete fault request-cancel cancel expire evict. "-" = not allowed.
+# Columns: start begin complete fault request-cancel cancel expire evict requeue. "-": not allowed.
 JOB_TABLE = """
-created     queued  -        -          faulted  canceled  -         -           -
-queued      -       running  -          faulted  canceled  -         -           -
-running     -       -        completed  faulted  running   canceled  terminated  evicted
-completed   -       -        -          -        -         -         -           -
-faulted     -       -        -          -        -         -         -           -
-canceled    -       -        -          -        -         -         -           -
-evicted     -       -        -          -        -         -         -           -
-terminated  -       -        -          -        -         -         -           -
+created     queued  -        -          faulted  canceled  -         -           -        -
+queued      -       running  -          faulted  canceled  -         -           -        queued
+running     -       -        completed  faulted  running   canceled  terminated  evicted  queued
+completed   -       -        -          -        -         -         -           -        -
+faulted     -       -        -          -        -         -         -           -        -
+canceled    -       -        -          -        -         -         -           -        -
+evicted     -       -        -          -        -         -         -           -        -
+terminated  -       -        -          -        -         -         -           -        -
 """
 
-# Columns: wait begin completed cached skipped failed out-of-memory timed-out cancelled lost output-missing.
+# Columns: wait begin completed cached skipped failed out-of-memory timed-out cancelled lost output-missing reset.
 FAILED = "Failed OutOfMemory TimedOut Cancelled Lost OutputMissing"
 OPERATOR_TABLE = f"""
-Pending              WaitingForResources  Running  -          Cached  Skipped  {FAILED}
-WaitingForResources  -                    Running  -          Cached  Skipped  {FAILED}
-Skipped              -                    -        -          -       -        -  -  -  -  -  -
-Running              -                    -        Completed  -       -        {FAILED}
-Completed            -                    -        -          -       -        -  -  -  -  -  -
-Cached               -                    -        -          -       -        -  -  -  -  -  -
-Failed               WaitingForResources  Running  -          -       -        -  -  -  -  -  -
-OutOfMemory          WaitingForResources  Running  -          -       -        -  -  -  -  -  -
-TimedOut             WaitingForResources  Running  -          -       -        -  -  -  -  -  -
-Cancelled            WaitingForResources  Running  -          -       -        -  -  -  -  -  -
-Lost                 WaitingForResources  Running  -          -       -        -  -  -  -  -  -
-OutputMissing        WaitingForResources  Running  -          -       -        -  -  -  -  -  -
+Pending              WaitingForResources  Running  -          Cached     Skipped  {FAILED}          -
+WaitingForResources  -                    Running  -          Cached     Skipped  {FAILED}          Pending
+Skipped              -                    -        -          -          -        -  -  -  -  -  -  Pending
+Running              -                    -        Completed  -          -        {FAILED}          Pending
+Completed            -                    -        -          Completed  -        -  -  -  -  -  -  Pending
+Cached               -                    -        -          Cached     -        -  -  -  -  -  -  Pending
+Failed               WaitingForResources  Running  -          -          -        -  -  -  -  -  -  Pending
+OutOfMemory          WaitingForResources  Running  -          -          -        -  -  -  -  -  -  Pending
+TimedOut             WaitingForResources  Running  -          -          -        -  -  -  -  -  -  Pending
+Cancelled            WaitingForResources  Running  -          -          -        -  -  -  -  -  -  Pending
+Lost                 WaitingForResources  Running  -          -          -        -  -  -  -  -  -  Pending
+OutputMissing        WaitingForResources  Running  -          -          -        -  -  -  -  -  -  Pending
 """
 
 
@@ -93,14 +93,19 @@ def test_operator_pair(phase: str, event: str, expected: str) -> None:
     ("phase", "event", "effects"),
     [
         (JobPhase.CREATED, JobEvent.START, (JobEffect.OFFER,)),
+        (JobPhase.CREATED, JobEvent.FAULT, (JobEffect.RELEASE,)),
+        (JobPhase.CREATED, JobEvent.REQUEST_CANCEL, (JobEffect.RELEASE,)),
         (JobPhase.QUEUED, JobEvent.BEGIN, ()),
-        (JobPhase.QUEUED, JobEvent.REQUEST_CANCEL, ()),
+        (JobPhase.QUEUED, JobEvent.FAULT, (JobEffect.RELEASE,)),
+        (JobPhase.QUEUED, JobEvent.REQUEST_CANCEL, (JobEffect.RELEASE,)),
+        (JobPhase.QUEUED, JobEvent.REQUEUE, (JobEffect.RELEASE, JobEffect.OFFER)),
         (JobPhase.RUNNING, JobEvent.REQUEST_CANCEL, (JobEffect.STOP_OPERATORS,)),
         (JobPhase.RUNNING, JobEvent.COMPLETE, (JobEffect.RELEASE,)),
         (JobPhase.RUNNING, JobEvent.FAULT, (JobEffect.RELEASE,)),
         (JobPhase.RUNNING, JobEvent.CANCEL, (JobEffect.RELEASE,)),
         (JobPhase.RUNNING, JobEvent.EXPIRE, (JobEffect.RELEASE,)),
         (JobPhase.RUNNING, JobEvent.EVICT, (JobEffect.STOP_OPERATORS, JobEffect.RELEASE)),
+        (JobPhase.RUNNING, JobEvent.REQUEUE, (JobEffect.STOP_OPERATORS, JobEffect.RELEASE, JobEffect.OFFER)),
     ],
 )
 def test_effects(phase: JobPhase, event: JobEvent, effects: tuple[JobEffect, ...]) -> None:
@@ -174,7 +179,12 @@ class AnyJob(RuleBasedStateMachine):
         self.story.append(event)
         if before.state is not JobState.STOPPED and self.phase.state is JobState.STOPPED:
             self.ended = self.phase
-            assert (JobEffect.RELEASE in effects) == (before.state is JobState.RUNNING)
+        ends = self.phase.state is JobState.STOPPED
+        assert (JobEffect.RELEASE in effects) == (ends or event is JobEvent.REQUEUE)
+        assert (JobEffect.OFFER in effects) == (self.phase is JobPhase.QUEUED)
+        assert (JobEffect.STOP_OPERATORS in effects) == (
+            event in {JobEvent.REQUEUE, JobEvent.EVICT, JobEvent.REQUEST_CANCEL} and before is JobPhase.RUNNING
+        )
 
     @invariant()
     def stopped_is_final(self) -> None:
@@ -186,10 +196,12 @@ class AnyJob(RuleBasedStateMachine):
         assert self.phase.status is JobStatus.HEALTHY or self.phase.state is JobState.STOPPED
 
     @invariant()
-    def running_was_started_and_begun_once(self) -> None:
+    def running_was_begun_since_it_was_queued(self) -> None:
+        runs = [event for event in self.story if event in {JobEvent.START, JobEvent.REQUEUE, JobEvent.BEGIN}]
+        assert runs[:1] in ([], [JobEvent.START])
+        assert all(first is not JobEvent.BEGIN or then is JobEvent.REQUEUE for first, then in itertools.pairwise(runs))
         if self.phase.state is JobState.RUNNING or self.phase in {JobPhase.COMPLETED, JobPhase.TERMINATED}:
-            assert self.story[:2] == [JobEvent.START, JobEvent.BEGIN]
-        assert self.story.count(JobEvent.BEGIN) <= 1
+            assert runs[-1] is JobEvent.BEGIN
 
 
 class AnyOperator(RuleBasedStateMachine):
@@ -209,8 +221,12 @@ class AnyOperator(RuleBasedStateMachine):
             assert self.phase is before
             return
         self.attempts += event is OperatorEvent.BEGIN
-        assert before.status is not OperatorStatus.COMPLETED
-        assert before is not OperatorPhase.SKIPPED
+        if event is OperatorEvent.RESET:
+            assert self.phase is OperatorPhase.PENDING
+        elif before.status is OperatorStatus.COMPLETED:
+            assert (event, self.phase) == (OperatorEvent.REUSE, before)
+        else:
+            assert before is not OperatorPhase.SKIPPED
 
     @invariant()
     def completed_ran_or_was_cached(self) -> None:
