@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import sqlalchemy as sa
 
@@ -40,16 +39,6 @@ log = logging.getLogger(__name__)
 
 BEGIN_TTLS = 2.0  # lifetimes of a lease that a job may be admitted without being begun
 OVERLAP = timedelta(minutes=5)  # a job that stopped so long before the last round is looked at again
-
-
-class Historian(Protocol):
-    """Whoever shows jobs in Prefect. Raises ServiceError while that does not answer."""
-
-    async def repair(self) -> int:
-        """End the flow runs that Prefect still shows as running although their job has stopped; how many."""
-
-    async def fill_in(self) -> int:
-        """Tell Prefect of the jobs whose history is due; how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +77,7 @@ def last_report(settings: Settings) -> Report | None:
 class Housekeeping:
     """Keeps house on this machine, in a thread of its own between `start` and `stop`.
 
-    historian   None: there is nobody to tell.
+    Flow runs are not its business: `infra.history.historian` keeps what Prefect shows true.
     """
 
     def __init__(
@@ -97,14 +86,12 @@ class Housekeeping:
         store: PayloadStore,
         launchers: Sequence[Launcher],
         fastio: FastIOVolumes,
-        historian: Historian | None,
         settings: Settings,
     ) -> None:
         self.engine = engine
         self.store = store
         self.launchers = tuple(launchers)
         self.fastio = fastio
-        self.historian = historian
         self.settings = settings
         self.archive = LogArchive(settings.data_dir / "job-logs")
         self.begin_limit_s = BEGIN_TTLS * settings.lease_ttl_s
@@ -174,8 +161,6 @@ class Housekeeping:
             "leases": self._mend_leases,
             "partial folders": self._discard_partials,
             "payload folders": self._remove_unrecorded,
-            "flow runs": self._repair_runs,
-            "history": self._fill_in_history,
             "retention": self._retain,
         }
 
@@ -256,16 +241,6 @@ class Housekeeping:
         for payload_id in unrecorded(found, known, before=before):
             self.store.remove(payload_id)
             self._did("payload folders removed", f"payload folder {payload_id.hex} had no record")
-
-    async def _repair_runs(self) -> None:
-        if self.historian is not None:
-            times = await self.historian.repair()
-            self._did("flow runs ended", f"{times} flow runs of jobs that are over were ended", times)
-
-    async def _fill_in_history(self) -> None:
-        if self.historian is not None:
-            times = await self.historian.fill_in()
-            self._did("histories filled in", f"the history of {times} jobs was told to Prefect", times)
 
     async def _retain(self) -> None:
         now, rules = datetime.now(UTC), Rules.of(self.settings)
