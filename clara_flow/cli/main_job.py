@@ -83,7 +83,6 @@ def _run(
     house = House(
         settings=settings,
         engine=connect(platform.database_url),
-        prefect_api_url=platform.prefect_api_url,
         catalog=installed(settings.catalogs),
     )
     job = _create(house, console, order, compiled)

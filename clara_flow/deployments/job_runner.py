@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 
 from clara_flow.errors import ClaraFlowError, InvalidTransition, StaleOwner
 from clara_flow.flows.pipeline_job import pipeline_job
@@ -25,6 +26,7 @@ from clara_flow.infra.launchers.base import Launcher
 from clara_flow.infra.launchers.registry import create_launcher
 from clara_flow.infra.pool import zygote
 from clara_flow.infra.pool.desk import Desk, GangDesk, LeaseDesk, Switchboard
+from clara_flow.infra.postgres import records_url
 from clara_flow.plan import Plan
 from clara_flow.records import jobs, leases, pipelines
 from clara_flow.records.database import connect, persistently
@@ -38,12 +40,10 @@ from clara_flow.tasks.job_context import ABANDONED, CANCELLED, JobContext, runni
 
 log = logging.getLogger(__name__)
 
-DATABASE_VARIABLE = "CLARA_FLOW_RUNNER_DATABASE_URL"  # the worker's word; an embedded server's address is no setting
-PREFECT_VARIABLE = "PREFECT_API_URL"
 MODEL_STEP = 0.05  # the least progress of a model that is worth a notice
 
 
-@dataclass(slots=True)
+@dataclass
 class JobRunner:
     """Runs the jobs of one runner process; what they share is opened once.
 
@@ -61,9 +61,9 @@ class JobRunner:
         self.store = PayloadStore(settings.data_dir / "payloads")
         self.catalog = installed(settings.catalogs)
         self.fastio = FastIOVolumes()
-        self.engine = connect(os.environ[DATABASE_VARIABLE])
+        self.engine = connect(records_url(settings))
         self.switchboard = Switchboard(self.engine, on_stop=self._on_stop, on_yield=self._on_yield)
-        self.history = RunHistory(os.environ[PREFECT_VARIABLE])
+        self.history = RunHistory(PREFECT_API_URL.value())
         await self.history.open()
 
     async def close(self) -> None:
@@ -125,9 +125,8 @@ class JobRunner:
                 tags=(f"tenant:{job.tenant}", f"runtime:{job.runtime}"),
                 parameters={"job_id": str(job.id)},
                 flow_run_id=job.flow_run_id,
+                on_created=lambda flow_run_id: self._persist(jobs.note_flow_run, self.engine, job.id, flow_run_id),
             ) as run:
-                if run.flow_run_id is not None and run.flow_run_id != job.flow_run_id:
-                    await self._persist(jobs.note_flow_run, self.engine, job.id, run.flow_run_id)
                 state: State[Any] = await flow(str(job.id), return_state=True)
         if not run.complete:
             await self._persist(jobs.mark_history_due, self.engine, job.id)
@@ -190,8 +189,8 @@ class JobRunner:
         await self._persist(jobs.finish_job, self.engine, job.id, owner, JobEvent.FAULT, messages=messages)
 
     async def _persist(self, change: Callable[..., Any], *arguments: Any, **facts: Any) -> Any:
-        patience_s = self.settings.database_patience_s
-        return await asyncio.to_thread(persistently, change, *arguments, patience_s=patience_s, **facts)
+        call = partial(persistently, change, *arguments, patience_s=self.settings.database_patience_s, **facts)
+        return await asyncio.to_thread(call)
 
     def _on_stop(self, job_id: UUID) -> None:
         if self._current is not None and self._current.job.id == job_id:

@@ -138,18 +138,19 @@ def _pip(extra: str) -> str:
 
 def check_machine(settings: Settings) -> Findings:
     """Cores, memory and GPUs, and whether every bundled operator fits."""
-    from clara_flow.infra.capacity import Capacity
-    from clara_flow.infra.gpu.inventory import list_gpus
+    from clara_flow.infra.gpu.node import read_node, to_ledger_node
     from clara_flow.infra.images.catalog import bundled
-    from clara_flow.infra.launchers.spec import ResourceRequest
+    from clara_flow.infra.ledger.ledger import missing_for
+    from clara_flow.infra.ledger.model import Amounts
 
-    capacity = Capacity.of_this_machine()
-    text = f"{capacity.cpu} cores, {capacity.memory_mib} MiB memory"
+    machine = read_node()
+    node = to_ledger_node(machine, name=machine.hostname, jobs=1)
+    text = f"{machine.cpu} cores, {machine.memory_mib} MiB memory"
     too_large = []
     for operator in bundled().operators.values():
         wants = operator.requests
-        request = ResourceRequest(cpu=wants.cpu, memory_mib=wants.memory, gpu=wants.gpu)
-        if missing := capacity.missing_for(request):
+        amounts = Amounts(cpu=wants.cpu, memory_mib=wants.memory, gpu=wants.gpu)
+        if missing := missing_for([node], None, amounts):
             lacks = ", ".join(f"{amount} {resource}" for resource, amount in missing.items())
             too_large.append(f"{operator.name} lacks {lacks}")
     if too_large:
@@ -157,7 +158,7 @@ def check_machine(settings: Settings) -> Findings:
         yield Finding("cores and memory", Level.NOTE, f"{text}; the operator {'; '.join(too_large)}", remedy)
     else:
         yield Finding("cores and memory", Level.OK, f"{text}; every bundled operator fits")
-    gpus = [f"{gpu.name} ({gpu.memory_mib} MiB)" for gpu in list_gpus()]
+    gpus = [f"{gpu.name} ({gpu.memory_mib} MiB)" for gpu in machine.gpus]
     yield Finding("gpu", Level.OK, ", ".join(gpus) or "none; operators that ask for no GPU run")
 
 

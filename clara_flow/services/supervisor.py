@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from clara_flow.errors import ClaraFlowError, ServiceError, StorageError
 from clara_flow.infra.postgres import records_url
 from clara_flow.records.owner import process_start
-from clara_flow.services import postgres, prefect_server
+from clara_flow.services import pool, postgres, prefect_server
 from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
 from clara_flow.settings import Settings
@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 
 def services_of(settings: Settings) -> tuple[Service, ...]:
     """The platform's services in the order of their start."""
-    return (postgres.service_of(settings), prefect_server.service_of(settings))
+    return (postgres.service_of(settings), prefect_server.service_of(settings), pool.PoolService(settings))
 
 
 @dataclass(slots=True)

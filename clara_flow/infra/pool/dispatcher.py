@@ -282,7 +282,7 @@ def ledger_nodes(rows: Iterable[nodes.NodeRow], now: float) -> list[Node]:
             NodeInventory.from_json(row.inventory),
             name=row.name,
             jobs=row.jobs,
-            drained_devices=frozenset(row.drained_devices),
+            drained_devices=row.drained_devices,
             usable=not row.drained and row.expires.timestamp() > now,
         )
         for row in rows
@@ -299,7 +299,7 @@ Held = dict[uuid.UUID, dict[uuid.UUID, Lease]]
 
 
 def wishes(queued: Iterable[jobs.QueuedJob], rows: Iterable[leases.LeaseRow]) -> tuple[Asks, Held]:
-    """What the rows ask for and what they hold, by job and id. A queued job without a lease of its own asks for one."""
+    """What the rows ask for and what they hold, by job and id. A queued job that was not admitted asks for that."""
     asks: Asks = {}
     held: Held = {}
     for row in rows:
@@ -308,7 +308,7 @@ def wishes(queued: Iterable[jobs.QueuedJob], rows: Iterable[leases.LeaseRow]) ->
         else:
             asks.setdefault(row.job_id, {})[row.id] = ask_of(row)
     for job in queued:
-        if not any(lease.operator == "" for lease in held.get(job.id, {}).values()):
+        if job.node is None and job.demand:
             asks.setdefault(job.id, {})[job.id] = admission_of(job)
     return asks, held
 

@@ -14,11 +14,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 
 from clara_flow.errors import ClaraFlowError, ServiceError
 from clara_flow.infra.gpu.inventory import GpuWatch
-from clara_flow.infra.gpu.node import NodeInventory, read_node
+from clara_flow.infra.gpu.node import read_node
 from clara_flow.infra.pool.dispatcher import Dispatcher, Waiting
 from clara_flow.infra.pool.runners import RunnerEnd, RunnerSet, RunnerStatus
 from clara_flow.infra.postgres import records_url
@@ -60,7 +59,7 @@ class PoolNode:
         self.settings = settings
         self.url = records_url(settings)
         self.joined = Joined(settings.node_name or socket.gethostname(), uuid.uuid4())
-        self.jobs_at_once = settings.node_jobs or max(LEAST_JOBS, 2 * (os.process_cpu_count() or 1))
+        self.jobs_at_once = settings.node_jobs or max(LEAST_JOBS, 2 * (len(os.sched_getaffinity(0))))
         self.owner = Owner.of_this_process()
         self.dispatcher = Dispatcher(
             self.url,
@@ -79,24 +78,22 @@ class PoolNode:
             log_path=settings.data_dir / "logs" / "runners.log",
             on_end=self._on_runner_end,
         )
+        self.gpus = GpuWatch(self.announce)
         self._engine = connect(self.url)
         self._bell = Doorbell(self.url, (leases.GRANTS,))
         self._stack = ExitStack()
         self._stopping = threading.Event()
-        self._handed: dict[uuid.UUID, datetime] = {}  # job -> which of its admissions was handed out
-        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Join the pool. Raises ServiceError when the database cannot be reached."""
         jobs.requeue_orphans(self._engine)  # of an earlier worker of this machine
+        self.gpus.start()
+        self._stack.callback(self.gpus.stop)
         self.announce()
         self._stack.callback(self._engine.dispose)
         self._stack.callback(self.leave)
         self.runners.start()
         self._stack.callback(self.runners.stop, STOP_GRACE_S)
-        watch = GpuWatch(self.announce)
-        watch.start()
-        self._stack.callback(watch.stop)
         self._stack.callback(self._bell.close)
         for work in (self._keep_alive, self._hand_out):
             thread = threading.Thread(target=work, name="pool-node", daemon=True)
@@ -117,13 +114,13 @@ class PoolNode:
 
     def announce(self) -> None:
         """Write down what this machine has."""
-        inventory: NodeInventory = read_node()
+        inventory = read_node(self.gpus.gpus, fastio_limit_mib=self.settings.fastio_limit_mib)
         nodes.announce(
             self._engine,
             self.joined.name,
             self.joined.session,
             self.owner,
-            inventory=inventory.to_json() | {"fastio_limit_mib": self.settings.fastio_limit_mib},
+            inventory=inventory.to_json(),
             jobs=self.jobs_at_once,
             ttl_s=self.settings.lease_ttl_s,
         )
@@ -146,13 +143,14 @@ class PoolNode:
                 log.warning("the node's heartbeat: %s", error)
 
     def _hand_out(self) -> None:
-        """Give every job that was admitted to this node to a runner, once."""
+        """Give every job that was admitted to this node to a runner."""
         admitted = True
         while not self._stopping.is_set():
             try:
                 if admitted:
                     for job in leases.admitted(self._engine, self.joined.name):
-                        self._hand_to_runner(job)
+                        limit_s = job.limit_s + 2 * self.settings.stop_grace_s
+                        self.runners.run(job.job_id, facts={}, limit_s=limit_s)
                 notices = self._bell.wait(self.settings.poll_s)
             except ClaraFlowError as error:
                 log.warning("admitted jobs could not be read: %s", error)
@@ -162,20 +160,11 @@ class PoolNode:
                 for _, facts in notices
             )
 
-    def _hand_to_runner(self, job: leases.Admitted) -> None:
-        with self._lock:
-            if self._handed.get(job.job_id) == job.granted:
-                return
-            self._handed[job.job_id] = job.granted
-        self.runners.run(job.job_id, facts={}, limit_s=job.limit_s + 2 * self.settings.stop_grace_s)
-
     def _on_runner_end(self, end: RunnerEnd) -> None:
         """A runner died with its job: the job is queued again, or handed out again when it had not begun."""
         if end.job_id is None:
             return
         log.warning("the runner %d of job %s ended: %s", end.pid, end.job_id, end.reason)
-        with self._lock:
-            self._handed.pop(end.job_id, None)
         try:
             jobs.requeue_orphans(self._engine)
         except ClaraFlowError as error:  # housekeeping will do it
