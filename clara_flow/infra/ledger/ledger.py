@@ -26,6 +26,7 @@ end: none is granted while an aged ask waits.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import inf
@@ -37,7 +38,7 @@ from clara_flow.infra.ledger.backfill import Reservations
 from clara_flow.infra.ledger.feasibility import missing_for
 from clara_flow.infra.ledger.holdings import Holdings, expected_end
 from clara_flow.infra.ledger.invariants import check
-from clara_flow.infra.ledger.lanes import Line
+from clara_flow.infra.ledger.lanes import Lane, Line
 from clara_flow.infra.ledger.model import (
     Amounts,
     Answer,
@@ -143,22 +144,7 @@ class Ledger:
 
     def explain(self, ask_id: UUID, now: float) -> Answer:
         """Why this ask waits, as of the last decision. Raises KeyError for an id that does not wait."""
-        ask = self._asks[ask_id]
-        if never := self.would_fit(ask):
-            return never
-        line = self._order.line_of(ask_id)
-        self._look_up_sites(line)
-        return explain(
-            ask,
-            line,
-            now,
-            holdings=self._holdings,
-            tenant=self._tenants[ask.tenant],
-            reservations=self._reservations,
-            debts=self._debts,
-            may_preempt=self._order.may_preempt(line),
-            position=self._order.position(ask_id),
-        )
+        return self._explain(self._asks[ask_id], now, self._order.position(ask_id))
 
     def would_fit(self, ask: Ask) -> NeverFits | None:
         """What is missing for ever (see `missing_for`); None: it can be granted one day."""
@@ -170,14 +156,17 @@ class Ledger:
     def queue(self, now: float, limit: int | None = None) -> list[tuple[Ask, Answer]]:
         """What waits, in the order in which it would be served if everything fitted, with the answers of `explain`."""
         answers: dict[Line, Answer] = {}
+        places: Counter[Lane] = Counter()
         queue = []
         for ask in self._order.preview(now, limit):
             line = self._order.line_of(ask.id)
+            places[line.lanes[0]] += 1
+            position = places[line.lanes[0]]
             answer = answers.get(line)
             if isinstance(answer, WaitsFor):  # who stands behind the first of a line waits for the same
-                answer = replace(answer, forecast=None, position=self._order.position(ask.id))
+                answer = replace(answer, forecast=None, position=position)
             elif not isinstance(answer, NeverFits):
-                answer = answers[line] = self.explain(ask.id, now)
+                answer = answers[line] = self._explain(ask, now, position)
             queue.append((ask, answer))
         return queue
 
@@ -213,6 +202,23 @@ class Ledger:
     def invariants(self) -> None:
         """Raises AssertionError, which says what is broken."""
         check(self._holdings, self._tenants, self._asks)
+
+    def _explain(self, ask: Ask, now: float, position: int) -> Answer:
+        if never := self.would_fit(ask):
+            return never
+        line = self._order.line_of(ask.id)
+        self._look_up_sites(line)
+        return explain(
+            ask,
+            line,
+            now,
+            holdings=self._holdings,
+            tenant=self._tenants[ask.tenant],
+            reservations=self._reservations,
+            debts=self._debts,
+            may_preempt=self._order.may_preempt(line),
+            position=position,
+        )
 
     def _look_through(self, now: float) -> tuple[list[Decision], bool]:
         """One look through the queue in the order of service, and whether another may find more: it may if something

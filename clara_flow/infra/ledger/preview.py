@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
-from clara_flow.infra.ledger.lanes import Age, Lane, oldest_first
+from clara_flow.infra.ledger.lanes import Lane, oldest_first
 from clara_flow.infra.ledger.model import Ask, Priority
 from clara_flow.infra.ledger.tenants import HOLDING_S, PICKS, Tenant, Tenants
 
@@ -17,18 +17,22 @@ class _Turn:
     """Where a tenant would be after the picks played so far."""
 
     tenant: Tenant
-    classes: dict[Priority, list[tuple[Age, Ask]]]  # in reverse: the next one is the last
+    classes: dict[Priority, Iterator[Ask]]
     passes: dict[Priority, float]
     rank: float
+    nexts: dict[Priority, Ask] = field(default_factory=dict)
 
     def next(self, listed: set[UUID]) -> Ask | None:
-        for asks in self.classes.values():
-            while asks and asks[-1][1].id in listed:
-                asks.pop()
-        due = [priority for priority, asks in self.classes.items() if asks]
-        if not due:
-            return None
-        return self.classes[min(due, key=lambda priority: (self.passes[priority], -priority))][-1][1]
+        for priority, asks in self.classes.items():
+            ask = self.nexts.get(priority)
+            if ask is None or ask.id in listed:
+                ask = next((ask for ask in asks if ask.id not in listed), None)
+                if ask is None:
+                    self.nexts.pop(priority, None)
+                else:
+                    self.nexts[priority] = ask
+        due = min(self.nexts, key=lambda priority: (self.passes[priority], -priority), default=None)
+        return None if due is None else self.nexts[due]
 
     def pick(self, ask: Ask, tenants: Tenants) -> None:
         self.passes[ask.priority] += 1 / PICKS[ask.priority]
@@ -37,6 +41,13 @@ class _Turn:
     def charge(self, ask: Ask, tenants: Tenants) -> None:
         taken = ask.amounts + ask.first[1] if ask.first else ask.amounts
         self.rank += HOLDING_S * tenants.fraction(taken) / self.tenant.quota.weight
+
+
+def _of_class(lanes: dict[tuple[str, Priority, bool], Lane], tenant: str, priority: Priority) -> Iterator[Ask]:
+    """Operators, then admissions."""
+    for admission in (False, True):
+        if lane := lanes.get((tenant, priority, admission)):
+            yield from (ask for _, ask in oldest_first(lane))
 
 
 def fair_order(
@@ -52,15 +63,7 @@ def fair_order(
     turns: dict[str, _Turn] = {}
     for tenant in tenants:
         if tenant.waiting:
-            classes = {
-                priority: [
-                    entry
-                    for admission in (True, False)
-                    if (lane := lanes.get((tenant.name, priority, admission)))
-                    for entry in reversed(list(oldest_first(lane)))
-                ]
-                for priority in PICKS
-            }
+            classes = {priority: _of_class(lanes, tenant.name, priority) for priority in PICKS}
             turns[tenant.name] = _Turn(tenant, classes, dict(tenant.passes), tenant.rank)
     listed: set[UUID] = set()
 
