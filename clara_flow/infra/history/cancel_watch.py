@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, Protocol
 from uuid import UUID
 
 from prefect.events.clients import PrefectEventSubscriber
@@ -23,11 +23,16 @@ FLOW_RUN = "prefect.flow-run."
 POLL_S = 10.0
 PAUSE_S = 1.0
 
-OnCancel = Callable[[UUID, UUID | None], Awaitable[object]]
+
+class OnCancel(Protocol):
+    """What is done about it."""
+
+    def __call__(self, flow_run_id: UUID, job_id: UUID | None, *, is_open: bool) -> Awaitable[object]:
+        """The job that the run's parameters name; `is_open`: the run is not shown as Cancelled yet."""
 
 
 class CancelWatch:
-    """Calls `on_cancel` with the flow run's id and the job that its parameters name, perhaps more than once.
+    """Calls `on_cancel` for each run that shall be cancelled, perhaps more than once.
 
     That is also called for runs that we have shown as cancelled ourselves: it must be harmless for a job that is over.
     """
@@ -84,6 +89,6 @@ class CancelWatch:
 
     async def _pass_on(self, run: dict[str, Any]) -> None:
         try:
-            await self.on_cancel(UUID(run["id"]), job_named_by(run))
+            await self.on_cancel(UUID(run["id"]), job_named_by(run), is_open=run["state_type"] == "CANCELLING")
         except ClaraFlowError as error:  # the next look tries again
             log.warning("flow run %s could not be cancelled: %s", run["id"], error)

@@ -14,14 +14,12 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlmodel import col, select
 
 from clara_flow.errors import ClaraFlowError
-from clara_flow.infra.history import truth
+from clara_flow.infra.history import job_rows, truth
 from clara_flow.infra.history.server import PrefectServer, ServerAway, ServerRefused
 from clara_flow.infra.ledger.model import Ask
 from clara_flow.records import jobs, pipelines
-from clara_flow.records.database import transaction
 from clara_flow.records.models import Job
 from clara_flow.records.state_machine import JobState
 
@@ -34,6 +32,7 @@ CATCH_UP_S = 10.0
 BATCH = 100
 SETTLED = timedelta(seconds=15)  # a state may be younger than what the records say
 UNTAKEN = timedelta(minutes=2)
+UNTAKEN_MESSAGE = "No job was made of this run; run it again."
 OPEN_STATES = ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]
 
 
@@ -76,10 +75,10 @@ class Historian:
 
     async def catch_up(self) -> int:
         """Tell the server what runners could not, oldest first. Returns of how many jobs. Raises as `tell`."""
-        due = await asyncio.to_thread(self._due)
+        due = await asyncio.to_thread(job_rows.due, self.engine, BATCH)
         for job in due:
             await self.tell(job)
-            await asyncio.to_thread(jobs.set_history_due, self.engine, job.id, False)
+            await asyncio.to_thread(jobs.mark_history_due, self.engine, job.id, False)
         return len(due)
 
     async def repair(self) -> int:
@@ -97,15 +96,18 @@ class Historian:
         now = datetime.now(UTC)
         settled = [run for run in runs if now - _since(run) > SETTLED]
         repaired = 0
-        for run, job in await asyncio.to_thread(self._with_jobs, settled):
-            if job is None:
-                if now - _since(run) > UNTAKEN:
-                    nobody = {"type": "CRASHED", "message": "no job was made of this run; run it again"}
-                    await self.server.set_state(UUID(run["id"]), nobody)
-                    repaired += 1
-            elif _is_wrong(run["state_type"], job):
-                await self.tell(job, flow_run_id=UUID(run["id"]))
-                repaired += 1
+        named = {UUID(run["id"]): job_named_by(run) for run in settled}
+        shown = await asyncio.to_thread(job_rows.of_flow_runs, self.engine, named)
+        for run in settled:
+            run_id = UUID(run["id"])
+            job = shown.get(run_id)
+            if job is not None and _is_wrong(run["state_type"], job):
+                await self.tell(job, flow_run_id=run_id)
+            elif job is None and now - _since(run) > UNTAKEN:
+                await self.server.set_state(run_id, {"type": "CRASHED", "message": UNTAKEN_MESSAGE})
+            else:
+                continue
+            repaired += 1
         return repaired
 
     async def tell(self, job: Job, *, flow_run_id: UUID | None = None) -> UUID:
@@ -162,23 +164,6 @@ class Historian:
                 return False
             raise
         return True
-
-    def _due(self) -> list[Job]:
-        query = select(Job).where(col(Job.history_due), col(Job.state) == JobState.STOPPED)
-        with transaction(self.engine) as session:
-            return list(session.exec(query.order_by(col(Job.created)).limit(BATCH)))
-
-    def _with_jobs(self, runs: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], Job | None]]:
-        """Each flow run with its job: the one that names it, else the one that its parameters name."""
-        named = {run["id"]: job_named_by(run) for run in runs}
-        ids = [UUID(run["id"]) for run in runs]
-        wanted = [job_id for job_id in named.values() if job_id]
-        query = select(Job).where(sa.or_(col(Job.flow_run_id).in_(ids), col(Job.id).in_(wanted)))
-        with transaction(self.engine) as session:
-            found = list(session.exec(query.order_by(col(Job.created))))
-        by_run = {str(job.flow_run_id): job for job in found}
-        by_id = {job.id: job for job in found}
-        return [(run, by_run.get(run["id"]) or by_id.get(named[run["id"]] or UUID(int=0))) for run in runs]
 
 
 def job_named_by(run: dict[str, Any]) -> UUID | None:
