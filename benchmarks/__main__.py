@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.common import FULL, HERE, RESULTS, SMOKE
 
-NAMES = ("compile_speed", "operator_overhead", "pool_speed")
+NAMES = ("compile_speed", "operator_overhead", "pool_speed", "ledger_decision", "hospital_day")
 
 
 def main() -> None:
