@@ -12,6 +12,7 @@ from clara_flow.cli.records import DataDir, records
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from clara_flow.infra.gpu.model import Gpu
     from clara_flow.infra.gpu.status import Holder, NodeStatus
@@ -47,16 +48,16 @@ def status(
     """
     from rich.console import Console
 
-    from clara_flow.errors import ServiceError
     from clara_flow.infra.gpu.status import pool_status, this_machine
+    from clara_flow.records.database import DatabaseAway
 
     in_pool = True
     try:
         with records(data_dir) as engine:
             machines = pool_status(engine)
-    except ServiceError as error:
+    except DatabaseAway:
         machines, in_pool = [this_machine()], False
-        typer.echo(f"No platform runs, so this is this machine alone ({error.reason}).", err=True)
+        typer.echo("No pool answers (`clara-flow status` says more): this is this machine alone.", err=True)
     if json_:
         typer.echo(json.dumps({"pool": in_pool, "nodes": [machine.as_json() for machine in machines]}, indent=2))
         return
@@ -149,21 +150,23 @@ def _show(console: Console, machine: NodeStatus, in_pool: bool) -> None:
     )
     uuids = [gpu.uuid for gpu in has.gpus]
     for gpu in has.gpus:
-        holders = machine.holders.get(gpu.uuid, ())
+        holders = "divided" if gpu.mig else "\n".join(map(_named, machine.holders.get(gpu.uuid, ()))) or "-"
+        temperature = "-" if gpu.card or gpu.temperature_c is None else str(gpu.temperature_c)
         table.add_row(
-            f"  {'  ' if gpu.card else ''}{short(gpu.uuid, uuids)}",
-            gpu.name,
-            *(str(gpu.memory_mib), str(gpu.foreign_mib or "-"), "-" if gpu.card else str(gpu.temperature_c or "-")),
+            Text(f"  {'  ' if gpu.card else ''}{short(gpu.uuid, uuids)}"),
+            Text(gpu.name),
+            *(str(gpu.memory_mib), str(gpu.foreign_mib or "-"), temperature),
             _state(machine, gpu),
-            "divided" if gpu.mig else "\n".join(map(_named, holders)) or "-",
+            Text(holders),
         )
     console.print(table, highlight=False)
 
 
-def _state(machine: NodeStatus, gpu: Gpu) -> str:
-    style = STYLES[gpu.health]
-    words = f"[{style}]{gpu.health}[/{style}]" + (f": {gpu.reason}" if gpu.reason else "")
-    return f"[yellow]drained[/yellow], {words}" if machine.is_drained(gpu) else words
+def _state(machine: NodeStatus, gpu: Gpu) -> Text:
+    from rich.text import Text
+
+    drained = Text.assemble(("drained", "yellow"), ", ") if machine.is_drained(gpu) else Text()
+    return Text.assemble(drained, (gpu.health, STYLES[gpu.health]), f": {gpu.reason}" if gpu.reason else "")
 
 
 def _named(holder: Holder) -> str:

@@ -53,6 +53,7 @@ def list_(
         return
     from rich.console import Console
     from rich.table import Column, Table
+    from rich.text import Text
 
     if not rows:
         Console().print("No tenant has a quota: each may use the whole pool.", highlight=False)
@@ -61,7 +62,7 @@ def list_(
     table = Table(Column("tenant", overflow="fold"), *headings, box=None, pad_edge=False)
     for row in rows:
         limits = (f"{row.nominal.get(name, '-')} / {row.hard.get(name, '-')}" for name in COLUMNS)
-        table.add_row(row.tenant, f"{row.weight:g}", *(limit.replace("- / -", "-") for limit in limits))
+        table.add_row(Text(row.tenant), f"{row.weight:g}", *(limit.replace("- / -", "-") for limit in limits))
     Console().print(table, highlight=False)
 
 

@@ -59,24 +59,24 @@ def test_without_quotas_everybody_may_use_everything(command: Command) -> None:
 
 def test_both_kinds_of_limits_are_set_shown_and_deleted(command: Command) -> None:
     options = ("--gpus", "2", "--max-gpus", "4", "--gpu-memory", "8192", "--max-cpu", "64", "--memory", "65536")
-    assert command("set", "radiology", *options, "--max-jobs", "20", "--fastio", "0", "--weight", "2.5")[0] == 0
+    assert command("set", "ward [7]", *options, "--max-jobs", "20", "--fastio", "0", "--weight", "2.5")[0] == 0
     expected = {
-        "tenant": "radiology",
+        "tenant": "ward [7]",
         "weight": 2.5,
         "nominal": {"gpu": 2, "gpu_memory_mib": 8192, "memory_mib": 65536, "fastio_mib": 0},
         "hard": {"gpu": 4, "cpu": 64, "jobs": 20},
     }
     assert stored(command) == [expected]
     _, table, _ = command("list")
-    (row,) = (line for line in table.splitlines() if line.startswith("radiology"))
-    assert row.split("  ")[0] == "radiology"
+    (row,) = (line for line in table.splitlines() if line.startswith("ward [7]"))
+    assert row.split("  ")[0] == "ward [7]"
     assert [cell.strip() for cell in row.split("  ") if cell.strip()][1:] == [
         "2.5", "2 / 4", "8192 / -", "- / 64", "65536 / -", "- / 20", "0 / -"
     ]  # fmt: skip
 
-    assert command("delete", "radiology")[:2] == (0, "the quota of radiology is deleted\n")
+    assert command("delete", "ward [7]")[:2] == (0, "the quota of ward [7] is deleted\n")
     assert stored(command) == []
-    assert command("delete", "radiology")[:2] == (0, "radiology has no quota\n")
+    assert command("delete", "ward [7]")[:2] == (0, "ward [7] has no quota\n")
 
 
 def test_what_is_not_named_stays_and_none_takes_away(command: Command) -> None:

@@ -80,7 +80,7 @@ class NodeStatus:
 
 def pool_status(engine: sa.Engine) -> list[NodeStatus]:
     """All machines of the pool by name. Raises ServiceError when the database cannot be reached."""
-    granted = [row for row in leases.load(engine) if row.state is leases.LeaseState.GRANTED]
+    granted = [row for row in leases.load(engine) if row.state == leases.LeaseState.GRANTED]
     names = jobs.names(engine, {row.job_id for row in granted})
     now = time.time()
     found = []
