@@ -101,7 +101,8 @@ class OwnProcess(Service):
         if self.pid is not None:
             return self.silence()
         with self.log_path.open("rb") as log:
-            log.seek(self._log_start)
+            size = log.seek(0, os.SEEK_END)
+            log.seek(self._log_start if self._log_start <= size else 0)  # it may have been begun anew
             lines = log.read().decode(errors="replace").splitlines()
         return "it ended: " + (" | ".join(line.strip() for line in lines[-SHOWN_LOG_LINES:]) or "it said nothing")
 

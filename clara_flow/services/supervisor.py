@@ -18,11 +18,13 @@ from clara_flow.errors import ClaraFlowError, ServiceError, StorageError
 from clara_flow.infra.postgres import records_url
 from clara_flow.records.owner import process_start
 from clara_flow.services import pool, postgres, prefect_server
+from clara_flow.services.log_files import rotate_all
 from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
 from clara_flow.settings import Settings
 
 WATCH_EVERY_S = 1.0
+ROTATE_EVERY_S = 30.0
 START_POLL_S = 0.05
 LONGEST_PAUSE_S = 30.0
 
@@ -59,6 +61,7 @@ class Supervisor:
         self.services = services_of(settings) if services is None else services
         self._health = {service.name: Health() for service in self.services}
         self._state = PlatformState()
+        self._rotate_at = 0.0
 
     def run(self, on_up: Callable[[PlatformState], None] = lambda state: None) -> bool:
         """Start everything, watch it until `stop` is set, stop everything.
@@ -81,6 +84,7 @@ class Supervisor:
                     on_up(self._state)
                 while not self.stop.wait(WATCH_EVERY_S):
                     self._watch_all()
+                    self._rotate_logs()
             finally:
                 self._end()
         return True
@@ -150,6 +154,17 @@ class Supervisor:
                 self._watch(service)
             except ClaraFlowError as error:
                 _log(str(error))
+
+    def _rotate_logs(self) -> None:
+        """Now and then begin anew the log files that have grown too large."""
+        if time.monotonic() < self._rotate_at:
+            return
+        self._rotate_at = time.monotonic() + ROTATE_EVERY_S
+        try:
+            for path in rotate_all(self.settings.data_dir / "logs", self.settings.service_log_limit_mib * 2**20):
+                _log(f"{path.name} has grown too large and was begun anew; what it held is in {path.name}.1")
+        except OSError as error:
+            _log(f"log files cannot be begun anew: {error.strerror} ({error.filename})")
 
     def _watch(self, service: Service) -> None:
         health, now = self._health[service.name], time.monotonic()

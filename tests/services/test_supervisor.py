@@ -242,3 +242,13 @@ def test_a_detached_supervisor_without_its_settings_does_nothing(tmp_path: Path,
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert list(tmp_path.iterdir()) == []
     assert processes_below(tmp_path) == []
+
+
+def test_logs_that_grew_too_large_are_begun_anew(tmp_path: Path) -> None:
+    house = House(load_settings(data_dir=tmp_path / "data", service_log_limit_mib=1), tmp_path)
+    large = house.settings.data_dir / "logs" / "first.log"
+    large.parent.mkdir(parents=True)
+    large.write_bytes(b"line\n" * 2**19)
+    with house.running():
+        eventually(lambda: large.stat().st_blocks * 512 < 2**20)
+    assert large.with_name("first.log.1").read_bytes().count(b"line\n") >= 2**19 - 4096
