@@ -104,7 +104,8 @@ def _watch(platform: PlatformHandle, house: House, job: Job, console: Console, o
         outcome = watch.follow(show, _model_progress(console))
     if outcome.job.status is JobStatus.CANCELED:
         raise KeyboardInterrupt
-    page = f"{platform.prefect_ui_url}/runs/flow-run/{outcome.job.flow_run_id}"
+    run_id = outcome.job.flow_run_id  # None where Prefect has not answered yet
+    page = f"{platform.prefect_ui_url}/runs" + (f"/flow-run/{run_id}" if run_id else "")
     if outcome.job.status is not JobStatus.HEALTHY:
         console.print(f"The run:    {page}", soft_wrap=True, markup=False)
         resume = f"clara-flow run --resume {job.id} --output {order.target}"

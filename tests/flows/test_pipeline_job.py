@@ -79,8 +79,22 @@ def prefect(house: House, method: str, path: str, **keys: Any) -> Any:
 
 
 def task_runs(house: House, outcome: JobOutcome) -> dict[str, Any]:
-    wanted = {"flow_runs": {"id": {"any_": [str(outcome.job.flow_run_id)]}}}
+    wanted = {"flow_runs": {"id": {"any_": [shown(house, outcome.job)["id"]]}}}
     return {run["name"]: run for run in prefect(house, "POST", "/task_runs/filter", json=wanted)}
+
+
+def shown(house: House, job: Job) -> dict[str, Any]:
+    """The job's flow run, as soon as Prefect has been told its end."""
+    found: dict[str, Any] = {}
+
+    def is_told() -> bool:
+        flow_run_id = jobs.get_job(house.engine, job.id).flow_run_id
+        if flow_run_id is not None:
+            found.update(prefect(house, "GET", f"/flow_runs/{flow_run_id}"))
+        return found.get("state_type") not in (None, "RUNNING", "PENDING", "SCHEDULED")
+
+    eventually(is_told, within_s=20)
+    return found
 
 
 def test_a_diamond_runs_in_order_and_hands_over_files(house: House, submit: Submit) -> None:
@@ -102,8 +116,8 @@ def test_a_diamond_runs_in_order_and_hands_over_files(house: House, submit: Subm
 
 def test_prefect_shows_tasks_edges_tags_logs_and_artifacts(house: House, submit: Submit) -> None:
     outcome = run(house, submit(*diamond(b="copy say:hello")))
-    run_id = outcome.job.flow_run_id
-    flow_run = prefect(house, "GET", f"/flow_runs/{run_id}")
+    flow_run = shown(house, outcome.job)
+    run_id = flow_run["id"]
     assert (flow_run["state"]["type"], flow_run["state"]["name"]) == ("COMPLETED", "Completed")
     assert flow_run["parameters"] == {"job_id": str(outcome.job.id)}
 
@@ -133,7 +147,7 @@ def test_a_failure_skips_downstream_lets_siblings_finish_and_is_told(house: Hous
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.FAULTED)
     with pytest.raises(JobFaulted, match=r"(?s)operator 'b' exited with 7.*about to fail\n.*the reason why"):
         outcome.raise_for_status()
-    flow_run = prefect(house, "GET", f"/flow_runs/{outcome.job.flow_run_id}")
+    flow_run = shown(house, outcome.job)
     assert (flow_run["state"]["type"], flow_run["state"]["name"]) == ("FAILED", "Faulted")
     assert "exited with 7" in flow_run["state"]["message"]
     eventually(lambda: task_runs(house, outcome).get("d", {}).get("state_name") == "Skipped", within_s=20)
@@ -173,7 +187,7 @@ def test_cancel_ends_operators_and_the_job(house: House, submit: Submit) -> None
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.CANCELED)
     assert states(outcome)["c"] == "Cancelled"
     assert states(outcome)["d"] == states(outcome)["e"] == "Skipped"
-    assert prefect(house, "GET", f"/flow_runs/{outcome.job.flow_run_id}")["state"]["type"] == "CANCELLED"
+    assert shown(house, outcome.job)["state"]["type"] == "CANCELLED"
 
 
 def test_the_jobs_timeout_ends_it(house: House, submit: Submit) -> None:
@@ -181,7 +195,7 @@ def test_the_jobs_timeout_ends_it(house: House, submit: Submit) -> None:
     assert (outcome.job.state, outcome.job.status) == (JobState.STOPPED, JobStatus.TERMINATED)
     assert "timeout of 1 s" in outcome.job.messages[-1]
     assert states(outcome)["slow"] in ("TimedOut", "Cancelled")
-    assert prefect(house, "GET", f"/flow_runs/{outcome.job.flow_run_id}")["state"]["name"] == "TimedOut"
+    assert shown(house, outcome.job)["state"]["name"] == "TimedOut"
 
 
 def test_states_tell_the_truth(house: House, submit: Submit) -> None:
@@ -221,12 +235,12 @@ def test_an_operator_that_must_wait_says_for_what_and_for_whom(house: House, sub
     assert row.waited_s is not None
     assert row.waited_s > 0
 
-    def shown() -> bool:
+    def was_shown() -> bool:
         run = task_runs(house, outcome).get(waiting)
         history = prefect(house, "GET", "/task_run_states/", params={"task_run_id": run["id"]}) if run else []
         return "WaitingForResources" in [state["name"] for state in history]
 
-    eventually(shown, within_s=20)
+    eventually(was_shown, within_s=20)
 
 
 def test_a_gang_holds_everything_before_its_first_operator(house: House, submit: Submit) -> None:

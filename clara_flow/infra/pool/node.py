@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import uuid
@@ -16,15 +17,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from clara_flow.errors import ClaraFlowError, ServiceError
+from clara_flow.infra.fastio.volumes import FastIOVolumes
 from clara_flow.infra.gpu.inventory import GpuWatch
 from clara_flow.infra.gpu.node import read_node
 from clara_flow.infra.pool.dispatcher import Dispatcher, Waiting
+from clara_flow.infra.pool.housekeeping import Housekeeping, launchers_of
 from clara_flow.infra.pool.runners import RunnerEnd, RunnerSet, RunnerStatus
 from clara_flow.infra.postgres import records_url
-from clara_flow.records import jobs, leases, nodes
+from clara_flow.records import leases, nodes
 from clara_flow.records.database import connect
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.owner import Owner
+from clara_flow.records.payload_store import PayloadStore
 from clara_flow.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -83,29 +87,40 @@ class PoolNode:
         self._bell = Doorbell(self.url, (leases.GRANTS,))
         self._stack = ExitStack()
         self._stopping = threading.Event()
+        self._orphans = threading.Event()
+        self.housekeeping = Housekeeping(
+            self._engine,
+            PayloadStore(settings.data_dir / "payloads"),
+            launchers_of(settings),
+            FastIOVolumes(),
+            settings,
+        )
 
     def start(self) -> None:
         """Join the pool. Raises ServiceError when the database cannot be reached."""
-        jobs.requeue_orphans(self._engine)  # of an earlier worker of this machine
+        self.housekeeping.recover()  # what an earlier worker of this machine left
         self.gpus.start()
         self._stack.callback(self.gpus.stop)
         self.announce()
         self._stack.callback(self._engine.dispose)
         self._stack.callback(self.leave)
+        self.housekeeping.start()
+        self._stack.callback(self.housekeeping.stop)
         self.runners.start()
         self._stack.callback(self.runners.stop, STOP_GRACE_S)
         self._stack.callback(self._bell.close)
-        for work in (self._keep_alive, self._hand_out):
+        for work in (self._keep_alive, self._hand_out, self._recover):
             thread = threading.Thread(target=work, name="pool-node", daemon=True)
             thread.start()
             self._stack.callback(thread.join)
         self._stack.callback(self._bell.interrupt)
+        self._stack.callback(self._orphans.set)
         self._stack.callback(self._stopping.set)
         self.dispatcher.start()
         self._stack.callback(self.dispatcher.stop)
 
     def stop(self) -> None:
-        """Leave the pool: the jobs that run here stop, and go on from their sealed operators on another node or later."""
+        """Leave the pool: the jobs that run here stop, and go on from their sealed operators elsewhere or later."""
         self._stack.close()
 
     def status(self) -> list[RunnerStatus]:
@@ -139,6 +154,9 @@ class PoolNode:
                 if not nodes.heartbeat(self._engine, self.joined.name, self.joined.session, self.settings.lease_ttl_s):
                     self.announce()
                 leases.renew(self._engine, self.joined.name, self.settings.lease_ttl_s)
+                if not self.runners.is_alive():  # nothing would ever run here again
+                    log.error("the runner set broke; this worker ends, and is started anew")
+                    os.kill(os.getpid(), signal.SIGTERM)
             except ClaraFlowError as error:
                 log.warning("the node's heartbeat: %s", error)
 
@@ -165,8 +183,11 @@ class PoolNode:
         if end.job_id is None:
             return
         log.warning("the runner %d of job %s ended: %s", end.pid, end.job_id, end.reason)
-        try:
-            jobs.requeue_orphans(self._engine)
-        except ClaraFlowError as error:  # housekeeping will do it
-            log.warning("job %s is not queued again yet: %s", end.job_id, error)
-        self._bell.interrupt()
+        self._orphans.set()
+
+    def _recover(self) -> None:
+        """Give the jobs of runners that died back to the queue, as soon as what they had started is ended."""
+        while self._orphans.wait() and not self._stopping.is_set():
+            self._orphans.clear()
+            self.housekeeping.recover()
+            self._bell.interrupt()  # one that had not begun is handed out again
