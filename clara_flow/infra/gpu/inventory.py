@@ -75,14 +75,16 @@ class GpuWatch:
                     self._stopping.wait(self._poll_s)
 
     def _watch_cards(self) -> None:
-        """Until the watch ends or the driver's cards are others: NVML shows those only when it is opened anew."""
+        """Until the watch ends or the cards are others: NVML shows and reports new ones only when it is opened anew."""
         driven = _driven()
         with nvml.Events() as events:
             while not self._stopping.is_set() and _driven() == driven:
                 gpus = nvml.read_gpus(self._memory, self._is_ours)
+                before = _cards(self.gpus)
                 self._look(gpus)
                 if not gpus:
                     self._stopping.wait(self._poll_s)
+                if not gpus or _cards(gpus) != before:
                     return
                 self._wait_for_faults(events)
 
@@ -108,6 +110,10 @@ class GpuWatch:
         for gpu in gpus:
             if gpu.health is not Health.OK and gpu not in self._told:
                 log.warning("GPU %s (%s) is %s: %s", gpu.uuid, gpu.name, gpu.health, gpu.reason)
+        present = {gpu.uuid for gpu in gpus}
+        for gpu in self._told:
+            if gpu.uuid not in present:
+                log.warning("GPU %s (%s) is gone", gpu.uuid, gpu.name)
         try:
             self._on_change()
         except Exception:
@@ -122,6 +128,10 @@ def _driven() -> frozenset[str]:
         return frozenset(entry.name for entry in KERNEL_GPUS.iterdir())
     except OSError:
         return frozenset()
+
+
+def _cards(gpus: Sequence[Gpu]) -> set[str]:
+    return {gpu.uuid for gpu in gpus if gpu.card is None}
 
 
 def _matters(before: Sequence[Gpu], after: Sequence[Gpu]) -> bool:

@@ -192,7 +192,7 @@ def _read_card(
         uuid=uuid,
         index=index,
         name=str(_ask(pynvml.nvmlDeviceGetName, handle, default=UNKNOWN_NAME)),
-        **_memory(handle, is_ours),
+        **_sizes(handle, is_ours),
         pci=pci,
         numa=_numa(handle, pci),
         mig=mig == pynvml.NVML_DEVICE_MIG_ENABLE,
@@ -226,7 +226,7 @@ def _read_instances(
             card,
             uuid=str(pynvml.nvmlDeviceGetUUID(instance)),
             name=str(_ask(pynvml.nvmlDeviceGetName, instance, default=f"{card.name} MIG")),
-            **_memory(instance, is_ours),
+            **_sizes(instance, is_ours),
             card=card.uuid,
             mig=False,
             health=verdict,
@@ -241,7 +241,7 @@ def _silent(index: int, known: Sequence[Gpu], error: Any) -> tuple[Gpu, ...]:
     return tuple(replace(gpu, health=Health.FAILED, reason=reason, temperature_c=None, links=()) for gpu in known)
 
 
-def _memory(handle: Any, is_ours: Callable[[int], bool]) -> dict[str, Any]:
+def _sizes(handle: Any, is_ours: Callable[[int], bool]) -> dict[str, Any]:
     """Sizes in MiB. Where processes cannot be told apart, all that is used counts as foreign."""
     reserved_mib = 0
     try:

@@ -94,6 +94,19 @@ def test_a_xid_is_told_at_once_and_lasts(fake_nvml_here: FakeNvml, watching: Wat
     assert "Xid 79" in watch.gpus[0].reason
 
 
+def test_a_card_that_came_later_reports_too(fake_nvml_here: FakeNvml, watching: Watching) -> None:
+    watch, listener = watching(poll_s=OFTEN_S)
+    uuid = fake_nvml_here.add_gpu()
+    eventually(lambda: healths(watch) == [Health.OK])
+
+    def failed() -> bool:
+        fake_nvml_here.xid(uuid, 119)
+        return healths(watch) == [Health.FAILED]
+
+    eventually(failed, every_s=0.1)
+    eventually(lambda: listener.calls == 2)
+
+
 def test_faults_of_applications_are_no_change(fake_nvml_here: FakeNvml, watching: Watching) -> None:
     uuid = fake_nvml_here.add_gpu()
     watch, listener = watching(poll_s=NEVER_S)
