@@ -27,6 +27,7 @@ from clara_flow.flows import job_report
 from clara_flow.plan import PlanOperator
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import JobEvent
+from clara_flow.tasks.early_start import early_start
 from clara_flow.tasks.ensure_models import ensure_models
 from clara_flow.tasks.job_context import ABANDONED, CANCELLED, TIMED_OUT, JobContext, current_job
 from clara_flow.tasks.run_operator import run_operator
@@ -70,7 +71,11 @@ async def _run_operators(job: JobContext) -> None:
 
 
 async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[State]]) -> State:
-    states = {name: await task for name, task in upstreams.items()}
+    async with early_start(current_job(), operator, upstreams):
+        return await _run_step(operator, {name: await task for name, task in upstreams.items()})
+
+
+async def _run_step(operator: PlanOperator, states: dict[str, State]) -> State:
     failed = tuple(name for name, state in states.items() if not state.is_completed())
     requests = operator.requests
     step = run_operator.with_options(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,16 @@ from clara_flow.settings import Settings
 from clara_flow.tasks.operator_io import JobIdentity
 
 if TYPE_CHECKING:
+    from clara_flow.infra.fastio.volumes import FastIOVolume
     from clara_flow.infra.pool.desk import Desk
+    from clara_flow.tasks.early_start import EarlyStart
 
 
 ModelProgress = Callable[[str, float, str], None]
 
 # Why a job was asked to stop. ABANDONED: this runner has lost it, and must neither record nor export anything more.
-CANCELLED, TIMED_OUT, ABANDONED = "cancelled", "timed-out", "abandoned"
+# BROKEN: how one of its operators ended could not be recorded.
+CANCELLED, TIMED_OUT, ABANDONED, BROKEN = "cancelled", "timed-out", "abandoned", "broken"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,6 +50,9 @@ class JobContext:
     stop        set when the job shall end early; `stop_reason` says why.
     yielding    set when the job shall go back to the queue: operators that run end as they would, others do not begin
                 and are `left_over`.
+    fastio      its shared memory; None when it has none.
+    begun       set for each operator that was launched, or whose outputs are there.
+    early       early starts of its operators, where these are possible.
     models      folder of each model, once it is ready.
     deadline    UTC; stands once the clock is started.
     failures    operators that ended badly; messages: what else people must read about the job.
@@ -61,10 +69,13 @@ class JobContext:
     owner: Owner
     time_limit: timedelta
     resumes: PayloadFolder | None = None
+    fastio: FastIOVolume | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     stop_reason: str = ""
     yielding: asyncio.Event = field(default_factory=asyncio.Event)
     left_over: list[str] = field(default_factory=list)
+    begun: defaultdict[str, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    early: dict[str, EarlyStart] = field(default_factory=dict)
     on_model_progress: ModelProgress = lambda name, done, message: None
     models: dict[str, Path] = field(default_factory=dict)
     failures: dict[str, OperatorError] = field(default_factory=dict)
@@ -94,7 +105,7 @@ class JobContext:
         from clara_flow.records.database import persistently
 
         patience_s = self.settings.database_patience_s
-        return await asyncio.to_thread(persistently, change, *arguments, patience_s=patience_s, **facts)
+        return await asyncio.to_thread(partial(persistently, change, *arguments, patience_s=patience_s, **facts))
 
     def seconds_left(self) -> float:
         """Until the deadline; never below 0."""

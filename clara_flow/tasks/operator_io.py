@@ -14,10 +14,13 @@ from pathlib import Path
 from clara_flow.errors import LauncherUnavailable
 from clara_flow.infra.launchers.spec import Mount, RequiredOutput
 from clara_flow.plan import Medium, PlanInput, PlanOperator, PlanOutput, substitute_builtins
+from clara_flow.tasks.early_io import EarlyFolders
 
 MANIFEST_TARGET = "/clara/io.json"
 REPORT_TARGET = "/clara/report"
 MODELS_TARGET = "/clara/models"
+FASTIO_TARGET = "/clara/fastio"
+GO_TARGET = "/clara/go"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,8 @@ class OperatorFolders:
     report      folder for facts that the platform reads.
     manifest    file for the driver's I/O manifest.
     models      folder of each model it needs.
+    fastio      the job's shared memory; None when it has none.
+    early       set when its upstreams are not sealed yet.
     """
 
     payload: Path
@@ -38,6 +43,13 @@ class OperatorFolders:
     report: Path
     manifest: Path
     models: Mapping[str, Path]
+    fastio: Path | None = None
+    early: EarlyFolders | None = None
+
+    def input(self, entry: PlanInput) -> Path:
+        """Where the sealed files of an input lie, or will lie."""
+        folder = self.upstreams[entry.upstream] if entry.upstream else self.payload
+        return folder / entry.output if entry.output else folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,16 +116,21 @@ def prepare_io(
         mounts.append(mount)
         return path_inside(mount)
 
-    inputs = []
-    for entry in operator.inputs:
-        folder = folders.upstreams[entry.upstream] if entry.upstream else folders.payload
-        source = folder / entry.output if entry.output else folder
+    inputs, early = [], folders.early
+    for number, entry in enumerate(operator.inputs):
+        source = folders.input(entry)
+        if early is None or not entry.upstream:
+            path = see(source, entry.path, read_only=True)
+        elif (staged := early.staged(number)) is not None:
+            path = see(staged, entry.path, read_only=True)
+        else:
+            path = str(source)  # a process finds it there, once it is there
         inputs.append(
             {
                 "name": entry.name,
                 "from": entry.upstream,
                 "output": entry.output,
-                "path": see(source, entry.path, read_only=True),
+                "path": path,
                 "type": entry.type.type if entry.type else "stream",
                 "element_type": entry.type.element_type if entry.type else "",
             }
@@ -142,6 +159,8 @@ def prepare_io(
             name: see(folder, f"{MODELS_TARGET}/{name}", read_only=True) for name, folder in folders.models.items()
         },
     }
+    if early is not None:
+        manifest["go"] = str(early.go) if early.inputs is None else see(early.go, GO_TARGET, read_only=True)
     folders.manifest.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     builtins = job.builtins(operator.name)
     environment = {name: substitute_builtins(value, builtins) for name, value in operator.variables.items()}
@@ -153,6 +172,8 @@ def prepare_io(
         "CLARA_IO_MANIFEST": see(folders.manifest, MANIFEST_TARGET, read_only=True),
         "CLARA_CPU": str(max(1, operator.requests.cpu)),
     }
+    if folders.fastio is not None:
+        environment["CLARA_FASTIO"] = see(folders.fastio, FASTIO_TARGET, read_only=False)
     return OperatorIO(mounts=tuple(mounts), outputs=tuple(required), environment=environment)
 
 

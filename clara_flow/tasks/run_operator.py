@@ -1,15 +1,20 @@
 """One operator of a job, as one Prefect task run: from its inputs' digests to sealed outputs.
 
 1. When an upstream did not complete, it is Skipped.
-2. When the same work (operator, configuration, inputs) was sealed before, its outputs are taken over: Cached.
+2. When the same work (operator, configuration, inputs) was sealed before, by an earlier run of this job or by the job
+   that it resumes, its outputs are taken: Cached.
 3. It waits until the machine has what it asks for: WaitingForResources.
-4. It is launched; its log lines go to the task's log as they come.
-5. Its outputs are sealed, then the record says Completed. Whatever goes wrong before leaves no half output.
+4. It is launched, or let go where it was started early; its log lines go to the task's log as they come.
+5. What can heal is tried again, with resources asked for anew.
+6. Its outputs are sealed, then the record says Completed. Whatever goes wrong before leaves no half output.
+
+A job that shall go back to the queue begins no operator any more: what did not begin is left over, Preempted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,19 +23,26 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import MissingContextError
 
-from clara_flow.errors import ClaraFlowError, OperatorCancelled, OperatorError, OperatorLost
-from clara_flow.infra.launchers.spec import ExitReport, LaunchSpec, ResourceRequest
-from clara_flow.plan import PlanOperator, expand_command, substitute_builtins
+from clara_flow.errors import ClaraFlowError, OperatorCancelled, OperatorError, ServiceError, StaleOwner
+from clara_flow.infra.launchers.spec import ExitReport, ResourceRequest
+from clara_flow.plan import PlanOperator
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import OperatorEvent
 from clara_flow.tasks import task_states
+from clara_flow.tasks.attempt import Attempt, EndedEarly, attempts_before
+from clara_flow.tasks.early_start import Started
 from clara_flow.tasks.ensure_models import model_digest
-from clara_flow.tasks.job_context import JobContext, current_job
-from clara_flow.tasks.operator_io import OperatorFolders, operator_digest, prepare_io
+from clara_flow.tasks.job_context import ABANDONED, BROKEN, JobContext, current_job
+from clara_flow.tasks.operator_io import operator_digest
 
 if TYPE_CHECKING:
     from clara_flow.infra.pool.desk import Grant
+
+
+class LeftOver(Exception):
+    """The operator does not begin: its job goes back to the queue."""
 
 
 @task(persist_result=False, cache_policy=NO_CACHE)
@@ -38,18 +50,23 @@ async def run_operator(name: str, failed_upstreams: tuple[str, ...] = ()) -> Sta
     """Run the current job's operator of that name; the returned state is the task run's.
 
     failed_upstreams    names of the upstreams that did not complete.
+
+    Raises what makes it impossible to record how it ended; the job's other operators are stopped then.
     """
     job = current_job()
     step = Step(job, job.plan.operator(name))
-    if failed_upstreams:
-        return await step.skip(f"{', '.join(failed_upstreams)} did not complete")
-    if job.stop.is_set():
-        return await step.skip(f"the job was {job.stop_reason}")
-    if job.yielding.is_set():
-        return step.leave_over()
     try:
+        if failed_upstreams:
+            return await step.skip(f"{', '.join(failed_upstreams)} did not complete")
+        if job.stop.is_set():
+            return await step.skip(f"the job was {job.stop_reason}")
         digest = await asyncio.to_thread(step.digest)
         return await step.reuse(digest) or await step.run(digest)
+    except LeftOver:
+        return step.leave_over()
+    except (StaleOwner, ServiceError) as error:
+        job.request_stop(ABANDONED if isinstance(error, StaleOwner) else BROKEN)
+        raise
     except OperatorError as error:
         return await step.end_badly(error)
     except ClaraFlowError as error:  # no image, never fits, disk full: this operator's failure, and the job's story
@@ -79,34 +96,61 @@ class Step:
         return operator_digest(self.operator, code=code, inputs=inputs, models=models)
 
     async def reuse(self, digest: str) -> State | None:
-        """Take over what the job that this one resumes has sealed for the same work; None when there is none."""
-        earlier = self.job.resumes
-        if earlier is None or not await asyncio.to_thread(self.job.payload.adopt, self.name, earlier, digest):
+        """Take what was sealed for the same work before; None when there is none."""
+        payload, earlier = self.job.payload, self.job.resumes
+        sealed = await asyncio.to_thread(payload.sealed, self.name)
+        message = "sealed in an earlier run of this job"
+        if sealed is not None and sealed.work_digest != digest:  # by another version of the operator, say
+            await asyncio.to_thread(payload.discard_sealed, self.name)
+            await self._record(jobs.operator_reset)
+            sealed = None
+        if sealed is None and earlier is not None:
+            sealed = await asyncio.to_thread(payload.adopt, self.name, earlier, digest)
+            message = f"sealed by job {self.job.job.resumes}"
+        if sealed is None:
             return None
-        message = f"sealed by job {self.job.job.resumes}"
         await self._record(jobs.operator_ended, OperatorEvent.REUSE, message=message, digest=digest)
+        self.job.begun[self.name].set()
         return task_states.cached(message)
 
     async def run(self, digest: str) -> State:
-        """Wait for resources, launch, seal. Raises ClaraFlowError when anything goes wrong."""
-        request = ResourceRequest(**self.operator.requests.model_dump())
-        asked = time.monotonic()
-        waits: list[asyncio.Task[Any]] = []
+        """Attempt after attempt until one ends well. Raises ClaraFlowError when none does, LeftOver."""
+        early = self.job.early.get(self.name)
+        number = await attempts_before(self.job, self.name)
+        for retries_left in range(self.operator.retries, -1, -1):
+            number += 1
+            if self.job.yielding.is_set():
+                raise LeftOver
+            started = await early.take() if early is not None else None
+            try:
+                report = await self._attempt(number, digest, started)
+                return task_states.completed(f"ran {report.run_time_s:.2f} s")
+            except OperatorError as error:
+                if not retries_left or error.outcome not in self.operator.retry_on:
+                    raise
+                _logger().warning("attempt %d: %s", number, error)
+                await self._end_attempt(error)
+                await self._discard_early_downstreams()
+        raise AssertionError("a range of at least one attempt either returned or raised")
 
-        def on_wait(reason: str) -> None:
-            task_states.report_waiting(reason)
-            waits.append(asyncio.create_task(self._record(jobs.operator_waits)))
-
-        grant = await self._admitted(request, on_wait)
-        waited_s = time.monotonic() - asked
+    async def _attempt(self, number: int, digest: str, started: Started | None) -> ExitReport:
+        """Wait for resources, work, seal, record."""
+        desk, grants = self.job.desk, [] if started is None else [started.grant]
         try:
-            if waits:
-                await asyncio.wait(waits)
-                task_states.report_running()
-            attempt, report = await self._attempts(grant, waited_s, digest)
-        finally:
-            await self.job.desk.release(grant)
-        await asyncio.to_thread(self.job.payload.seal_outputs, self.name, digest, attempt=attempt)
+            try:
+                report = await self._work(number, digest, started, grants)
+            finally:
+                if started is not None:
+                    await started.attempt.discard()
+            if self.job.stop_reason == ABANDONED:  # whoever has the job now seals
+                raise OperatorCancelled(self.name, log_path=str(self.log_path))
+        except BaseException:
+            await asyncio.gather(*map(desk.release, grants))
+            raise
+        await asyncio.gather(
+            asyncio.to_thread(self.job.payload.seal_outputs, self.name, digest, attempt=number),
+            *map(desk.release, grants),
+        )
         await self._record(
             jobs.operator_ended,
             OperatorEvent.COMPLETE,
@@ -115,81 +159,80 @@ class Step:
             peak_memory_bytes=report.peak_memory_bytes,
             identity=report.identity,
         )
-        return task_states.completed(f"ran {report.run_time_s:.2f} s")
+        return report
 
-    async def _admitted(self, request: ResourceRequest, on_wait: Callable[[str], None]) -> Grant:
-        """The operator's resources, or OperatorCancelled when the job is stopped before they are free."""
-        limits = [limit for limit in (self.operator.timeout_s, self.job.seconds_left()) if limit is not None]
-        limit_s = min(limits) + self.job.settings.stop_grace_s
-        acquiring = asyncio.ensure_future(self.job.desk.acquire(self.name, request, limit_s=limit_s, on_wait=on_wait))
-        stopping = asyncio.ensure_future(self.job.stop.wait())
+    async def _work(self, number: int, digest: str, started: Started | None, grants: list[Grant]) -> ExitReport:
+        """From the wait for resources to the operator's end; what is granted is added to `grants`."""
+        asked = time.monotonic()
+        wanted = ResourceRequest(**self.operator.requests.model_dump())
+        needs_gpu = bool(wanted.gpu or wanted.gpu_memory_mib)
+        waiting = _Waiting(self._record)
         try:
-            await asyncio.wait({acquiring, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not acquiring.done():
-                raise OperatorCancelled(self.name, log_path=str(self.log_path))
-            return acquiring.result()
+            if started is None:
+                grants.append(await self._acquire(wanted, waiting))
+            elif needs_gpu:
+                grants.append(await self._acquire(wanted, waiting, part="gpu"))
         finally:
-            stopping.cancel()
+            await waiting.end()
+        waited_s = time.monotonic() - asked
+        gpus = grants[-1].gpus if needs_gpu else ()
+        # The record is written while the operator starts: its milliseconds would add up over a chain of operators.
+        running = asyncio.create_task(self._run_attempt(number, started, wanted, gpus))
+        self.job.begun[self.name].set()
+        try:
+            await self._record(jobs.operator_started, attempt=number, waited_s=waited_s, digest=digest)
+        except BaseException:  # the job is not ours any more, or the database is gone: so must the operator be
+            running.cancel()
+            await asyncio.wait({running})
+            raise
+        return await running
+
+    async def _run_attempt(
+        self, number: int, started: Started | None, request: ResourceRequest, gpus: tuple[str, ...]
+    ) -> ExitReport:
+        """What was started early goes on; where that has ended, and where nothing was, the ordinary way."""
+        log = _logger()
+        on_line = partial(log.info, "%s")
+        if started is not None:
+            try:
+                return await started.attempt.go(gpus, on_line)
+            except EndedEarly as error:
+                log.warning("it is started again, having ended before its inputs were there: %s", error)
+        return await Attempt(self.job, self.operator, number).run(request, gpus, on_line)
+
+    async def _acquire(self, request: ResourceRequest, on_wait: Callable[[str], None], part: str = "") -> Grant:
+        """The operator's resources. Raises OperatorCancelled, LeftOver when the job stops or yields before."""
+        job = self.job
+        left_s = job.seconds_left()
+        limit_s = left_s if self.operator.timeout_s is None else min(self.operator.timeout_s, left_s)
+        acquiring = asyncio.ensure_future(
+            job.desk.acquire(
+                self.name, request, limit_s=limit_s + job.settings.stop_grace_s, part=part, on_wait=on_wait
+            )
+        )
+        ends = [asyncio.ensure_future(job.stop.wait()), asyncio.ensure_future(job.yielding.wait())]
+        try:
+            await asyncio.wait({acquiring, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if job.stop.is_set():
+                raise OperatorCancelled(self.name, log_path=str(self.log_path))
+            if job.yielding.is_set():
+                raise LeftOver
+            return acquiring.result()
+        except BaseException:
             acquiring.cancel()
+            await asyncio.wait({acquiring})
+            if not acquiring.cancelled() and acquiring.exception() is None:
+                await job.desk.release(acquiring.result())
+            raise
+        finally:
+            for end in ends:
+                end.cancel()
 
-    async def _attempts(self, grant: Grant, waited_s: float, digest: str) -> tuple[int, ExitReport]:
-        """The first attempt that ends well, with its number; only OperatorLost, which another one can heal, has one."""
-        for attempt in range(1, self.operator.retries + 2):
-            # The record is written while the operator starts: its milliseconds would add up over a chain of operators.
-            running = asyncio.create_task(self._attempt(attempt, grant))
-            try:
-                await self._record(jobs.operator_started, waited_s=waited_s, digest=digest)
-            except BaseException:  # the job is not ours any more, or the database is gone: so must the operator be
-                running.cancel()
-                await asyncio.wait({running})
-                raise
-            try:
-                return attempt, await running
-            except OperatorLost as error:
-                if attempt > self.operator.retries:
-                    raise
-                get_run_logger().warning("attempt %d: %s", attempt, error)
-                await self._record(jobs.operator_ended, OperatorEvent.LOSE, message=str(error))
-        raise AssertionError("a range of at least one attempt either returned or raised")
-
-    async def _attempt(self, attempt: int, grant: Grant) -> ExitReport:
-        job, operator, payload = self.job, self.operator, self.job.payload
-        folders = OperatorFolders(
-            payload=payload.input,
-            upstreams={upstream: payload.operator_folder(upstream) for upstream in operator.upstreams},
-            output=await asyncio.to_thread(
-                payload.open_outputs, self.name, [output.name for output in operator.outputs], attempt=attempt
-            ),
-            report=payload.report_folder(self.name),
-            manifest=payload.control_folder(self.name) / "io.json",
-            models={model.name: job.models[model.name] for model in operator.models},
-        )
-        io = prepare_io(operator, folders, job.identity, job.launcher.path_inside)
-        builtins = job.identity.builtins(self.name)
-        command = tuple(substitute_builtins(word, builtins) for word in operator.container.command)
-        command = expand_command(command, io.environment)
-        resolved = job.catalog.resolve(operator.container.reference, command, job.launcher.runtime)
-        timeouts = [limit for limit in (operator.timeout_s, job.seconds_left()) if limit is not None]
-        spec = LaunchSpec(
-            operator=self.name,
-            job_id=job.identity.job_id,
-            attempt=attempt,
-            image=resolved.image,
-            command=resolved.command,
-            environment=io.environment,
-            mounts=io.mounts,
-            outputs=io.outputs,
-            request=grant.request,
-            gpu_devices=grant.gpus,
-            timeout_s=min(timeouts),
-            grace_s=job.settings.stop_grace_s,
-            log_path=self.log_path,
-            log_limit_bytes=job.settings.operator_log_limit_mib * 2**20,
-            pull_policy=job.settings.image_pull_policy,
-            registry_auth=job.registry_auth(operator.container.image),
-        )
-        log = get_run_logger()
-        return await job.launcher.run(spec, stop=job.stop, on_line=partial(log.info, "%s"))
+    async def _discard_early_downstreams(self) -> None:
+        """What waits for this operator must not hold what it needs for its next attempt."""
+        for early in self.job.early.values():
+            if self.name in early.operator.upstreams:
+                await early.discard()
 
     async def skip(self, reason: str) -> State:
         """Record that it did not run, and why."""
@@ -197,12 +240,17 @@ class Step:
         return task_states.skipped(reason)
 
     def leave_over(self) -> State:
-        """It does not begin: its job goes back to the queue. The record keeps it PENDING."""
+        """It does not begin: its job goes back to the queue, which makes its record PENDING again."""
         self.job.left_over.append(self.name)
         return task_states.left_over("its job gave its place to a more urgent one")
 
     async def end_badly(self, error: OperatorError) -> State:
         """Throw away what it wrote, record how it ended."""
+        await self._end_attempt(error)
+        self.job.failures[self.name] = error
+        return task_states.ended_badly(error)
+
+    async def _end_attempt(self, error: OperatorError) -> None:
         await asyncio.to_thread(self.job.payload.discard_partial, self.name)
         await self._record(
             jobs.operator_ended,
@@ -210,9 +258,44 @@ class Step:
             message=str(error),
             exit_code=error.facts.get("exit_code"),
         )
-        self.job.failures[self.name] = error
-        return task_states.ended_badly(error)
 
     async def _record(self, change: Callable[..., Any], *arguments: Any, **facts: Any) -> None:
+        """Change this operator's record; nothing is recorded of a job that is not this runner's any more."""
         job = self.job
-        await job.record(change, job.engine, job.job.id, self.name, job.owner, *arguments, **facts)
+        if job.stop_reason != ABANDONED:
+            await job.record(change, job.engine, job.job.id, self.name, job.owner, *arguments, **facts)
+
+
+class _Waiting:
+    """Tells Prefect and the records what an operator waits for, the latest reason last."""
+
+    def __init__(self, record: Callable[..., Any]) -> None:
+        self._record = record
+        self._reason = ""
+        self._writing: asyncio.Task[None] | None = None
+
+    def __call__(self, reason: str) -> None:
+        task_states.report_waiting(reason)
+        self._reason = reason
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+
+    async def end(self) -> None:
+        """It waits no more."""
+        if self._writing is not None:
+            await self._writing
+            task_states.report_running()
+
+    async def _write(self) -> None:
+        written = ""
+        while written != self._reason:
+            written = self._reason
+            await self._record(jobs.operator_waits, message=written)
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """The task run's; outside of one, this module's."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger(__name__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from clara_flow.plan import (
     PlanService,
     PlanType,
 )
+from clara_flow.tasks.early_io import EarlyFolders, say_go, take_back_go
 from clara_flow.tasks.operator_io import (
     JobIdentity,
     OperatorFolders,
@@ -102,6 +105,51 @@ def test_ids_cannot_be_overridden_and_builtins_are_filled_in(folders: OperatorFo
     assert environment["CLARA_IO_MANIFEST"] == "/clara/io.json"
 
 
+def test_the_jobs_shared_memory_is_mounted_read_write(folders: OperatorFolders, tmp_path: Path) -> None:
+    assert "CLARA_FASTIO" not in prepare_io(OPERATOR, folders, JOB, lambda mount: mount.target).environment
+    io = prepare_io(OPERATOR, replace(folders, fastio=tmp_path / "fastio"), JOB, lambda mount: mount.target)
+    assert io.environment["CLARA_FASTIO"] == "/clara/fastio"
+    assert io.mounts[-1] == Mount(source=tmp_path / "fastio", target="/clara/fastio", read_only=False)
+
+
+def test_an_early_process_finds_its_inputs_where_they_will_be(folders: OperatorFolders, tmp_path: Path) -> None:
+    early = EarlyFolders(go=tmp_path / "go")
+    io = prepare_io(OPERATOR, replace(folders, early=early), JOB, lambda mount: str(mount.source))
+    manifest = json.loads(folders.manifest.read_text())
+    assert manifest["go"] == str(tmp_path / "go")
+    assert manifest["inputs"][0]["path"] == str(tmp_path / "operators" / "net" / "segmentation")
+    sources = [mount.source for mount in io.mounts]
+    assert tmp_path / "operators" / "net" / "segmentation" not in sources  # it is not there yet
+    assert tmp_path / "input" in sources
+
+
+def test_an_early_container_has_folders_that_are_filled_with_links(folders: OperatorFolders, tmp_path: Path) -> None:
+    early = EarlyFolders(go=tmp_path / "control" / "go", inputs=tmp_path / "control" / "inputs")
+    early.go.parent.mkdir()
+    descriptor = early.make((0,))
+    io = prepare_io(OPERATOR, replace(folders, early=early), JOB, lambda mount: mount.target)
+    mounts = {mount.target: mount for mount in io.mounts}
+    assert mounts["/input"] == Mount(source=early.inputs / "0", target="/input")
+    assert mounts["/clara/go"] == Mount(source=early.go, target="/clara/go")
+    assert mounts["/dcm"].source == tmp_path / "input"
+    assert json.loads(folders.manifest.read_text())["go"] == "/clara/go"
+    sealed = folders.input(OPERATOR.inputs[0])
+    (sealed / "deep").mkdir(parents=True)
+    (sealed / "deep" / "mask.nii").write_bytes(b"voxels")
+    (sealed / "link").symlink_to("deep/mask.nii")
+    early.fill({0: sealed})
+    assert (early.inputs / "0" / "deep" / "mask.nii").samefile(sealed / "deep" / "mask.nii")
+    assert (early.inputs / "0" / "link").read_bytes() == b"voxels"
+    say_go(descriptor, ("GPU-1",))
+    assert take_back_go(descriptor)
+    assert not take_back_go(descriptor)  # it was read
+    os.close(descriptor)
+    early.remove()
+    early.remove()
+    assert list(early.go.parent.iterdir()) == []
+    assert (sealed / "deep" / "mask.nii").read_bytes() == b"voxels"
+
+
 def test_memory_types_and_services_are_refused_by_name() -> None:
     array = PlanType(type="array", element_type="uint8", shape=(-1, -1, -1))
     with pytest.raises(LauncherUnavailable, match=r"'seg' hands over volume in shared memory \(FastIO\)"):
@@ -119,6 +167,7 @@ def digest(operator: PlanOperator = OPERATOR, code: str = "c", data: str = "d", 
 @given(cpu=st.integers(0, 99), retries=st.integers(0, 9), timeout_s=st.none() | st.integers(1, 99))
 def test_requests_do_not_change_the_digest(cpu: int, retries: int, timeout_s: int | None) -> None:
     update = {"requests": PlanRequests(cpu=cpu), "retries": retries, "timeout_s": timeout_s}
+    update |= {"retry_on": ("failed",), "early_start": bool(retries)}
     assert digest(OPERATOR.model_copy(update=update)) == digest()
 
 

@@ -64,7 +64,12 @@ class Model(Described):
 
 
 class BundledOperator(Described):
-    """One operator.yaml. `module` is run as `python -m module`; `requirements` are its Python packages, for people."""
+    """One operator.yaml.
+
+    module          run as `python -m module`.
+    requirements    its Python packages, for people.
+    prepare         its driver has a prepare handler that is worth starting it before its inputs are there.
+    """
 
     name: Name
     version: str
@@ -77,6 +82,7 @@ class BundledOperator(Described):
     requests: Requests = Requests()
     models: tuple[Model, ...] = ()
     requirements: tuple[str, ...] = ()
+    prepare: bool = False
 
     @property
     def image(self) -> str:
