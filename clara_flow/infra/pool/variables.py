@@ -63,7 +63,7 @@ class PoolVariables(BaseModel):
     scheduling: Literal["operator", "gang"] | None = Field(
         None,
         title="Scheduling",
-        description="Whether each operator gets its resources for itself, or the job all at once. Empty: the pipeline's.",
+        description="Whether each operator gets its own resources, or the job all at once. Empty: the pipeline's.",
     )
     priority: Literal["immediate", "higher", "normal", "lower"] | None = Field(
         None,
