@@ -41,6 +41,8 @@ OF_THE_GPU = {
     158: "a fatal timeout",
 }
 
+OFF_THE_BUS = 79
+RESTART = "restart the machine"
 REMEDY = "reset it (nvidia-smi --gpu-reset, nothing may run on it) or replace it"
 
 
@@ -49,7 +51,8 @@ def of_xid(number: int) -> tuple[Health, str]:
     if number in OF_APPLICATIONS:
         return Health.OK, ""
     if number in OF_THE_GPU:
-        return Health.FAILED, f"Xid {number}: {OF_THE_GPU[number]}; {REMEDY}"
+        remedy = RESTART if number == OFF_THE_BUS else REMEDY
+        return Health.FAILED, f"Xid {number}: {OF_THE_GPU[number]}; {remedy}"
     return Health.DEGRADED, f"Xid {number}, see NVIDIA's Xid catalog"
 
 

@@ -19,10 +19,10 @@ MIB = 2**20
 UNKNOWN_NAME = "unknown GPU"
 WHOLE_CARD = 0xFFFFFFFF  # GPU instance id of an event that is not of one MIG instance
 GONE = {
-    pynvml.NVML_ERROR_GPU_IS_LOST: "it is lost: it does not answer on its bus; restart the machine",
+    pynvml.NVML_ERROR_GPU_IS_LOST: f"it is lost: it does not answer on its bus; {health.RESTART}",
     pynvml.NVML_ERROR_RESET_REQUIRED: f"it waits for a reset; {health.REMEDY}",
     pynvml.NVML_ERROR_INSUFFICIENT_POWER: "its power cables are not connected",
-    pynvml.NVML_ERROR_IRQ_ISSUE: "its interrupts do not reach the driver; restart the machine",
+    pynvml.NVML_ERROR_IRQ_ISSUE: f"its interrupts do not reach the driver; {health.RESTART}",
 }
 SLOWDOWNS = {  # what is neither idle, nor set by somebody, nor the everyday power cap
     pynvml.nvmlClocksThrottleReasonHwSlowdown: "hardware slowdown",
