@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlmodel import Session, col, select
 
 from clara_flow.records.database import statements, transaction
@@ -42,17 +43,20 @@ class QueuedJob:
     node: str | None
 
 
+# Said often, made once: to make it costs more than to run it.
+QUEUED = (
+    sa.select(*(col(getattr(Job, name)) for name in QueuedJob.__slots__))
+    .where(col(Job.state) == JobState.PENDING, col(Job.queued).is_not(None))
+    .order_by(col(Job.queued), col(Job.id))
+)
+QUEUED_OF = QUEUED.where(col(Job.id) == sa.any_(sa.bindparam("ids", type_=ARRAY(sa.Uuid))))
+
+
 def queued(engine: sa.Engine, ids: Collection[uuid.UUID] | None = None) -> list[QueuedJob]:
     """The queued jobs, first come first; of `ids` only where given."""
-    query = (
-        sa.select(*(col(getattr(Job, name)) for name in QueuedJob.__slots__))
-        .where(col(Job.state) == JobState.PENDING, col(Job.queued).is_not(None))
-        .order_by(col(Job.queued), col(Job.id))
-    )
-    if ids is not None:
-        query = query.where(col(Job.id).in_(ids))
     with statements(engine) as connection:
-        return [QueuedJob(*row) for row in connection.execute(query)]
+        rows = connection.execute(QUEUED) if ids is None else connection.execute(QUEUED_OF, {"ids": list(ids)})
+        return [QueuedJob(*row) for row in rows]
 
 
 def running(engine: sa.Engine, *, node: str | None = None) -> list[Job]:

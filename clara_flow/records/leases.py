@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlmodel import col
 
 from clara_flow.errors import StaleOwner
@@ -73,7 +73,16 @@ class LeaseRow:
     reason: str
 
 
+# Statements that are said often are made once: to make one costs more than to run it.
 COLUMNS = tuple(col(getattr(Lease, name)) for name in LeaseRow.__slots__)
+
+ALL = sa.select(*COLUMNS).order_by(col(Lease.asked), col(Lease.id))
+OF_JOBS = ALL.where(col(Lease.job_id) == sa.any_(sa.bindparam("ids", type_=ARRAY(sa.Uuid))))
+ADMITTED = (
+    sa.select(col(Lease.job_id), sa.type_coerce(Lease.granted, sa.DateTime(timezone=True)), col(Lease.limit_s))
+    .where(col(Lease.node) == sa.bindparam("node"), col(Lease.operator) == "", col(Lease.owner).is_(None))
+    .order_by(col(Lease.granted), col(Lease.id))
+)
 
 
 class _Amounts(Protocol):
@@ -283,22 +292,15 @@ def grant(engine: sa.Engine, grants: Sequence[GrantRow], ttl_s: float) -> set[uu
 
 def load(engine: sa.Engine, job_ids: Collection[uuid.UUID] | None = None) -> list[LeaseRow]:
     """All leases, those asked for first on top; of these jobs only where given."""
-    query = sa.select(*COLUMNS).order_by(col(Lease.asked), col(Lease.id))
-    if job_ids is not None:
-        query = query.where(col(Lease.job_id).in_(job_ids))
     with statements(engine) as connection:
-        return [LeaseRow(*row) for row in connection.execute(query)]
+        rows = connection.execute(ALL) if job_ids is None else connection.execute(OF_JOBS, {"ids": list(job_ids)})
+        return [LeaseRow(*row) for row in rows]
 
 
 def admitted(engine: sa.Engine, node: str) -> list[Admitted]:
     """The jobs that were admitted to a node and have not begun, first come first: its worker gives them to runners."""
-    query = (
-        sa.select(col(Lease.job_id), col(Lease.granted), col(Lease.limit_s))
-        .where(col(Lease.node) == node, col(Lease.operator) == "", col(Lease.owner).is_(None))
-        .order_by(col(Lease.granted), col(Lease.id))
-    )
     with statements(engine) as connection:
-        return [Admitted(job_id, granted, limit_s) for job_id, granted, limit_s in connection.execute(query) if granted]
+        return [Admitted(*row) for row in connection.execute(ADMITTED, {"node": node})]
 
 
 def renew(engine: sa.Engine, node: str, ttl_s: float) -> int:

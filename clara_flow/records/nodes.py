@@ -49,6 +49,10 @@ WITH node AS (
 SELECT pg_notify(:channel, json_build_object('node', name)::text) FROM node
 """).bindparams(sa.bindparam("inventory", type_=JSONB), sa.bindparam("ttl", type_=sa.Interval), channel=CHANNEL)
 
+HEARTBEAT = sa.text(
+    "UPDATE nodes SET heartbeat = now(), expires = now() + :ttl WHERE name = :name AND session = :session"
+).bindparams(sa.bindparam("ttl", type_=sa.Interval))
+
 LEAVE = sa.text("""
 WITH node AS (
     UPDATE nodes SET heartbeat = now(), expires = now() WHERE name = :name AND session = :session RETURNING name
@@ -103,10 +107,9 @@ def announce(
 
 def heartbeat(engine: sa.Engine, name: str, session: uuid.UUID, ttl_s: float) -> bool:
     """The worker is there. Returns False when another one has taken its name, or nobody announced it."""
-    alive = sa.update(Node).where(col(Node.name) == name, col(Node.session) == session)
-    until = sa.func.now() + timedelta(seconds=ttl_s)
     with statements(engine) as connection:
-        return connection.execute(alive.values(heartbeat=sa.func.now(), expires=until)).rowcount == 1
+        facts = {"name": name, "session": session, "ttl": timedelta(seconds=ttl_s)}
+        return connection.execute(HEARTBEAT, facts).rowcount == 1
 
 
 def leave(engine: sa.Engine, name: str, session: uuid.UUID) -> None:

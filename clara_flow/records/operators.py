@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
 from clara_flow.records.database import transaction
-from clara_flow.records.models import Job, JobOperator
+from clara_flow.records.models import Job, JobOperator, Lease
 from clara_flow.records.owner import Owner
 from clara_flow.records.state_machine import FAILURES, JobState, OperatorEvent, OperatorPhase, OperatorStatus
 from clara_flow.records.transitions import (
-    Announcement,
+    LEASES_CHANNEL,
     announce,
     check_owner,
     forget_attempt,
@@ -50,8 +52,7 @@ def operator_waits(
         if not waits:
             step(row, OperatorEvent.WAIT)
         row.message = storable(message)
-        announce(session, [news(job_id, operator, row.detail, row.message)])
-        return row
+        return store(session, row)
 
 
 def operator_started(
@@ -87,8 +88,7 @@ def operator_started(
         row.attempt += 1
         row.started = datetime.now(UTC)
         row.waited_s, row.digest, row.identity = waited_s, digest, identity
-        announce(session, [news(job_id, operator, row.detail, "")])
-        return row
+        return store(session, row)
 
 
 def operator_ended(
@@ -124,20 +124,18 @@ def operator_ended(
                 attempt=attempt,
             )
         completed = row.status is OperatorStatus.COMPLETED
-        announcements: list[Announcement] = []
-        if not (completed if event is OperatorEvent.REUSE else row.detail is ENDS[event]):
-            step(row, event)
-            row.message, row.exit_code, row.peak_memory_bytes = storable(message), exit_code, peak_memory_bytes
-            if digest is not None:
-                row.digest = digest
-            if identity is not None:
-                row.identity = identity
-            if event is not OperatorEvent.SKIP:
-                stop_clock(row, run_time_s)
-            session.flush()  # the operator's row before its leases'
-            announcements.append(news(job_id, operator, row.detail, row.message))
-        announce(session, announcements + release_leases(session, job_id, operator))
-        return row
+        if completed if event is OperatorEvent.REUSE else row.detail is ENDS[event]:
+            announce(session, release_leases(session, job_id, operator))
+            return row
+        step(row, event)
+        row.message, row.exit_code, row.peak_memory_bytes = storable(message), exit_code, peak_memory_bytes
+        if digest is not None:
+            row.digest = digest
+        if identity is not None:
+            row.identity = identity
+        if event is not OperatorEvent.SKIP:
+            stop_clock(row, run_time_s)
+        return store(session, row, release=True)
 
 
 def operator_reset(engine: sa.Engine, job_id: uuid.UUID, operator: str, owner: Owner) -> JobOperator:
@@ -147,11 +145,11 @@ def operator_reset(engine: sa.Engine, job_id: uuid.UUID, operator: str, owner: O
     """
     with transaction(engine) as session:
         row = owned(session, job_id, operator, owner)
-        if row.detail is not OperatorPhase.PENDING:
-            step(row, OperatorEvent.RESET)
-            forget_attempt(row)
-            announce(session, [news(job_id, operator, row.detail, "")])
-        return row
+        if row.detail is OperatorPhase.PENDING:
+            return row
+        step(row, OperatorEvent.RESET)
+        forget_attempt(row)
+        return store(session, row)
 
 
 def list_operators(engine: sa.Engine, job_id: uuid.UUID) -> list[JobOperator]:
@@ -161,15 +159,69 @@ def list_operators(engine: sa.Engine, job_id: uuid.UUID) -> list[JobOperator]:
 
 
 def owned(session: Session, job_id: uuid.UUID, operator: str, owner: Owner) -> JobOperator:
-    """The operator of a running job that `owner` runs, with both rows locked. Raises StaleOwner, InputError."""
-    query = select(Job, JobOperator).join(Job, col(Job.id) == JobOperator.job_id)
-    query = query.where(col(JobOperator.job_id) == job_id, col(JobOperator.name) == operator)
-    found = session.exec(query.with_for_update(key_share=True)).one_or_none()
+    """The operator of a running job that `owner` runs, with both rows locked; not the session's: see `store`.
+
+    Raises StaleOwner, InputError.
+    """
+    found = session.connection().execute(LOCK, {"job": job_id, "operator": operator}).one_or_none()
     if found is None:
         locked(session, job_id)  # raises when there is no such job
         raise InputError(f"job {job_id} has no operator {operator!r}", operator=operator)
-    job, row = found
-    check_owner(job, owner)
-    if job.state is not JobState.RUNNING:
+    state, fence, *values = found
+    if state is not JobState.RUNNING or fence != owner.token:
+        job = locked(session, job_id)
+        check_owner(job, owner)
         raise StaleOwner(f"job {job_id} is over ({job.phase}): {operator!r} cannot change any more", job=str(job_id))
+    return JobOperator(**dict(zip(COLUMNS, values, strict=True)))
+
+
+def store(session: Session, row: JobOperator, *, release: bool = False) -> JobOperator:
+    """Write an operator's row, tell the news, and with `release` delete its leases: all in one statement."""
+    channel, facts = news(row.job_id, row.name, row.detail, row.message)
+    keys = {
+        "row": row.id,
+        "job": row.job_id,
+        "operator": row.name,
+        "release": release,
+        "channel": channel,
+        "news": json.dumps(facts, ensure_ascii=False),
+        "released": json.dumps({"released": str(row.job_id), "job": str(row.job_id)}),
+    }
+    session.connection().execute(STORE, {name: getattr(row, name) for name in CHANGING} | keys)
     return row
+
+
+TABLE: sa.Table = JobOperator.__table__  # type: ignore[attr-defined]
+COLUMNS = tuple(TABLE.columns.keys())
+CHANGING = tuple(name for name in COLUMNS if name not in {"id", "job_id", "name", "position", "created"})
+
+# Both rows: siblings take turns, and the job does not end between the question and the answer.
+LOCK = (
+    sa.select(col(Job.state), col(Job.fence), *TABLE.columns)
+    .join(TABLE, TABLE.c.job_id == Job.id)
+    .where(col(Job.id) == sa.bindparam("job"), TABLE.c.name == sa.bindparam("operator"))
+    .with_for_update(key_share=True)
+)
+
+
+def _store() -> sa.CompoundSelect[Any]:
+    stored = (
+        sa.update(TABLE)
+        .where(TABLE.c.id == sa.bindparam("row"))
+        .values({name: sa.bindparam(name, type_=TABLE.c[name].type) for name in CHANGING})
+        .returning(TABLE.c.id)
+        .cte("stored")
+    )
+    gone = (
+        sa.delete(Lease)
+        .where(sa.bindparam("release", type_=sa.Boolean))
+        .where(col(Lease.job_id) == sa.bindparam("job"), col(Lease.operator) == sa.bindparam("operator"))
+        .returning(col(Lease.id))
+        .cte("gone")
+    )
+    tell = sa.func.pg_notify(sa.bindparam("channel"), sa.bindparam("news"))
+    ring = sa.func.pg_notify(LEASES_CHANNEL, sa.bindparam("released"))
+    return sa.union_all(sa.select(tell).select_from(stored), sa.select(ring).where(sa.exists(sa.select(gone.c.id))))
+
+
+STORE = _store()

@@ -65,9 +65,12 @@ def storable(text: str) -> str:
     return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
+LOCK_JOB = select(Job).where(col(Job.id) == sa.bindparam("id")).with_for_update(key_share=True)
+
+
 def locked(session: Session, job_id: uuid.UUID) -> Job:
     """The job with its row locked until the transaction ends. Raises InputError when there is none."""
-    job = session.exec(select(Job).where(col(Job.id) == job_id).with_for_update(key_share=True)).one_or_none()
+    job = session.exec(LOCK_JOB, params={"id": job_id}).one_or_none()
     if job is None:
         raise InputError(f"there is no job {job_id}", reference=str(job_id))
     return job

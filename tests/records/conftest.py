@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import sqlalchemy as sa
+from pool_records import OWNER, PLAN
 from postgres_fixture import database_url, empty_database_url  # noqa: F401
 
-from clara_flow.records import database
+from clara_flow.records import database, jobs, payloads, pipelines
+from clara_flow.records.models import Job
 
 
 @pytest.fixture
@@ -19,3 +22,20 @@ def engine(database_url: str) -> Iterator[sa.Engine]:  # noqa: F811
         connection.execute(sa.text("TRUNCATE leases, nodes, quotas, job_operators, jobs, pipelines, payloads"))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def make_job(engine: sa.Engine) -> Callable[..., Job]:
+    pipeline = pipelines.create_pipeline(engine, name="brain", definition="api-version: 0.4.0", plan=PLAN)
+
+    def make(name: str = "study", operators: Sequence[str] = ("reader", "segment"), **more: object) -> Job:
+        payload = payloads.create_payload(engine)
+        facts = {"runtime": "process", "timeout_s": 600, "pipeline_id": pipeline.id, "payload_id": payload.id, **more}
+        return jobs.create_job(engine, name=name, operators=operators, **facts)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def running(engine: sa.Engine, make_job: Callable[..., Job]) -> Job:
+    return jobs.begin_job(engine, make_job().id, OWNER, flow_run_id=uuid.uuid4())

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 import sqlalchemy as sa
+from pool_records import OWNER, PLAN
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
 from clara_flow.records import jobs, payloads, pipelines
@@ -30,26 +31,6 @@ from clara_flow.records.state_machine import (
     OperatorPhase,
     OperatorStatus,
 )
-
-PLAN = {"name": "brain", "operators": [{"name": "reader"}, {"name": "segment"}]}
-OWNER = Owner.of_this_process()
-
-
-@pytest.fixture
-def make_job(engine: sa.Engine) -> Callable[..., Job]:
-    pipeline = pipelines.create_pipeline(engine, name="brain", definition="api-version: 0.4.0", plan=PLAN)
-
-    def make(name: str = "study", operators: Sequence[str] = ("reader", "segment"), **more: object) -> Job:
-        payload = payloads.create_payload(engine)
-        facts = {"runtime": "process", "timeout_s": 600, "pipeline_id": pipeline.id, "payload_id": payload.id, **more}
-        return jobs.create_job(engine, name=name, operators=operators, **facts)  # type: ignore[arg-type]
-
-    return make
-
-
-@pytest.fixture
-def running(engine: sa.Engine, make_job: Callable[..., Job]) -> Job:
-    return jobs.begin_job(engine, make_job().id, OWNER, flow_run_id=uuid.uuid4())
 
 
 def complete_operators(engine: sa.Engine, job: Job) -> None:
