@@ -227,10 +227,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def check_yield(self, order: Yield, before: dict[UUID, Lease]) -> None:
         victims = [lease for lease in self.ledger.leases.values() if lease.job_id == order.job_id]
-        assert victims
-        assert all(lease.yielding for lease in victims)
         assert not any(lease.yielding for lease in before.values() if lease.job_id == order.job_id), "asked twice"
         job = next(lease for lease in victims if not lease.operator)
+        assert job.yielding
         assert job.preemptible
         assert job.priority < order.ask.priority
         assert order.ask.priority in (Priority.HIGHER, Priority.IMMEDIATE)
