@@ -99,7 +99,8 @@ class Housekeeping:
         self._problems: dict[str, str] = {}
         self._rounds = 0
         self._swept: datetime | None = None
-        self._lock = threading.Lock()
+        self._recovering = threading.Lock()
+        self._tidying = threading.Lock()  # takes its time: a recovery does not wait for it
         self._due = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -128,13 +129,14 @@ class Housekeeping:
     def recover(self) -> None:
         """End what dead runners have left running, then give their jobs back to the queue: in this order, so that no
         operator's two attempts ever run at once."""
-        with self._lock:
+        with self._recovering:
             asyncio.run(self._run(self._recovery))
 
     def tidy(self) -> Report:
         """One whole round."""
-        with self._lock:
-            asyncio.run(self._run({**self._recovery, **self._upkeep}))
+        self.recover()
+        with self._tidying:
+            asyncio.run(self._run(self._upkeep))
             self._rounds += 1
             report = self.report()
         try:
