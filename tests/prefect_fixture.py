@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,7 @@ class OwnPrefect:
 
     def start(self) -> None:
         """Return when it answers."""
-        settings = load_settings(
-            data_dir=self._folder, prefect_port=self._port, prefect_database_url=self._database
-        )
+        settings = load_settings(data_dir=self._folder, prefect_port=self._port, prefect_database_url=self._database)
         prefect_server.home(settings).mkdir(parents=True, exist_ok=True)
         with (self._folder / "prefect.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -112,10 +109,18 @@ class OwnPrefect:
         return lines
 
 
-@pytest.fixture(scope="session")
-def prefect(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnPrefect]:
-    """The server, started when first asked for. Who kills it starts it again."""
-    server = OwnPrefect(session_server(pytestconfig, tmp_path_factory), tmp_path_factory.mktemp("prefect"))
-    server.start()
-    yield server
-    server.kill()
+SERVER = pytest.StashKey[OwnPrefect]()
+
+
+@pytest.fixture
+def prefect(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> OwnPrefect:
+    """The server of this test session, started when first asked for. Who kills it starts it again.
+
+    Kept in the session, since a fixture that several conftests import would be made several times.
+    """
+    if SERVER not in pytestconfig.stash:
+        server = OwnPrefect(session_server(pytestconfig, tmp_path_factory), tmp_path_factory.mktemp("prefect"))
+        pytestconfig.add_cleanup(server.kill)
+        server.start()
+        pytestconfig.stash[SERVER] = server
+    return pytestconfig.stash[SERVER]

@@ -45,7 +45,7 @@ PARAMETERS = {
 
 
 def ensure_work_pool(settings: Settings, api_url: str) -> bool:
-    """Make the work pool and its queues where they are missing. Returns whether the pool was.
+    """Make the work pool and its queues where they are missing. Returns whether any of them was.
 
     Raises ServiceError when Prefect does not do it.
     """

@@ -75,7 +75,7 @@ class Historian:
 
     async def catch_up(self) -> int:
         """Tell the server what runners could not, oldest first. Returns of how many jobs. Raises as `tell`."""
-        due = await asyncio.to_thread(job_rows.due, self.engine, BATCH)
+        due = await asyncio.to_thread(jobs.history_due, self.engine, limit=BATCH)
         for job in due:
             await self.tell(job)
             await asyncio.to_thread(jobs.mark_history_due, self.engine, job.id, False)

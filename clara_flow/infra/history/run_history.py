@@ -25,6 +25,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events import Event
 
+from clara_flow.errors import ClaraFlowError
 from clara_flow.infra.history.prefect_private import Engine
 from clara_flow.infra.history.server import PrefectServer, ServerAway, ServerRefused
 from clara_flow.infra.history.truth import task_run_id, task_run_keys
@@ -228,7 +229,7 @@ class HistoryRun:
                 last = self._ended.is_set()
                 await self._send_batch(last=last)
             await self._send_end()
-        except (ServerAway, ServerRefused) as error:
+        except (ServerAway, ServerRefused, ClaraFlowError) as error:  # the last: our own records are away
             log.info("the history of %s is not complete: %s", self.flow_run.name, error)
 
     async def _make(self) -> None:

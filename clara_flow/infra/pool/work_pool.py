@@ -17,12 +17,11 @@ DESCRIPTION = "Jobs of clara-flow. Their order is decided by clara-flow, from pr
 
 
 async def ensure_pool(client: PrefectClient, name: str) -> bool:
-    """Make the work pool and its four queues where they are missing. Returns whether the pool was.
+    """Make the work pool and its four queues where they are missing. Returns whether any of them was.
 
     Fields that are new in our form are added to a pool that has an older one; defaults that an administrator has put
     in stay.
     """
-    made = False
     try:
         pool = await client.read_work_pool(name)
     except ObjectNotFound:
@@ -31,7 +30,6 @@ async def ensure_pool(client: PrefectClient, name: str) -> bool:
                 name=name, type=WORKER_TYPE, description=DESCRIPTION, base_job_template=base_job_template()
             )
             await client.create_work_pool(new)
-            made = True
         except ObjectAlreadyExists:  # another worker was quicker
             pass
     else:
@@ -39,11 +37,11 @@ async def ensure_pool(client: PrefectClient, name: str) -> bool:
         if template != pool.base_job_template:
             await client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     there = {queue.name for queue in await client.read_work_queues(work_pool_name=name)}
-    for queue, priority in QUEUES.items():
-        if queue not in there:
-            with suppress(ObjectAlreadyExists):
-                await client.create_work_queue(name=queue, priority=priority, work_pool_name=name)
-    return made
+    missing = [queue for queue in QUEUES if queue not in there]
+    for queue in missing:
+        with suppress(ObjectAlreadyExists):
+            await client.create_work_queue(name=queue, priority=QUEUES[queue], work_pool_name=name)
+    return bool(missing)
 
 
 def with_defaults_of(template: dict[str, Any]) -> dict[str, Any]:

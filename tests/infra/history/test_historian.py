@@ -60,7 +60,7 @@ async def test_a_job_that_nobody_told_of_is_filled_in_with_its_true_times(
     historian: Historian, prefect: OwnPrefect, make_job: JobMaker, engine: sa.Engine
 ) -> None:
     job = make_job.faulted()
-    jobs.set_history_due(engine, job.id, True)
+    jobs.mark_history_due(engine, job.id)
     assert await historian.catch_up() == 1
     assert await historian.catch_up() == 0
     told = jobs.get_job(engine, job.id)
@@ -151,7 +151,7 @@ async def test_an_outage_is_waited_for(engine: sa.Engine, make_job: JobMaker) ->
     historian = Historian(engine, "http://127.0.0.1:9/api", pool=POOL)
     await historian.server.open()
     job = make_job.completed()
-    jobs.set_history_due(engine, job.id, True)
+    jobs.mark_history_due(engine, job.id)
     with pytest.raises(ServerAway):
         await historian.catch_up()
     assert jobs.get_job(engine, job.id).history_due

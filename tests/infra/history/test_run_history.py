@@ -43,7 +43,11 @@ async def chain(end: End, between: Between) -> State[Any]:
 
 
 async def run(
-    history: RunHistory, *, end: End = lambda: Completed(message="3 steps"), between: Between = lambda: None, **facts: Any
+    history: RunHistory,
+    *,
+    end: End = lambda: Completed(message="3 steps"),
+    between: Between = lambda: None,
+    **facts: Any,
 ) -> tuple[HistoryRun, State[Any]]:
     job_id = facts.pop("job_id", None) or uuid4()
     facts = {"name": "study-1", "flow_name": "liver", "parameters": {"job_id": str(job_id)}} | facts
