@@ -65,8 +65,9 @@ class Compiled:
 def compile_definition(settings: Settings, path: Path, arguments: Mapping[str, str]) -> Compiled:
     """Read and compile a definition file. Raises InputError when it cannot be read, DefinitionInvalid."""
     content = read_definition(path)
-    defaults = Defaults(cpu=settings.operator_cpu_default, memory_mib=settings.operator_memory_default_mib)
-    result = compile_pipeline(content, source=path.name, arguments=arguments, root=path.parent, defaults=defaults)
+    result = compile_pipeline(
+        content, source=path.name, arguments=arguments, root=path.parent, defaults=Defaults.of(settings)
+    )
     plan = result.require_plan()
     warnings = tuple(str(problem) for problem in result.of(Severity.WARNING))
     resolved = to_yaml(result.definition)  # one text: imports put in, parameters substituted

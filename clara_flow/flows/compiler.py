@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -40,6 +40,9 @@ from clara_flow.plan import (
     RetryReason,
 )
 
+if TYPE_CHECKING:
+    from clara_flow.settings import Settings
+
 UNICODE_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 NUMBER = NumberShape(0, LARGEST)
 
@@ -55,6 +58,15 @@ class Defaults:
     cpu: int = 1
     memory_mib: int = 1024
     fastio_mib: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Defaults:
+        """Those of an installation."""
+        return cls(
+            cpu=settings.operator_cpu_default,
+            memory_mib=settings.operator_memory_default_mib,
+            fastio_mib=settings.fastio_default_mib,
+        )
 
 
 class CompileResult(NamedTuple):

@@ -83,6 +83,8 @@ class EarlyStart:
         """What was started, from now on the caller's; None, and nothing is left, where that did not come about."""
         await self._stop_trying()
         if self._attempt is None or self._grant is None or not self._attempt.is_prepared:
+            if self._attempt is not None:
+                log.warning("operator %s ended before its inputs were there: it is started again", self.operator.name)
             await self.discard()
             return None
         started = Started(self._attempt, self._grant)
@@ -94,8 +96,6 @@ class EarlyStart:
         await self._stop_trying()
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
-            if not attempt.is_prepared:
-                log.warning("operator %s ended before its inputs were there: it is started again", self.operator.name)
             await attempt.discard()
         grant, self._grant = self._grant, None
         if grant is not None:

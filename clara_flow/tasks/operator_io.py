@@ -172,6 +172,8 @@ def prepare_io(
         "CLARA_IO_MANIFEST": see(folders.manifest, MANIFEST_TARGET, read_only=True),
         "CLARA_CPU": str(max(1, operator.requests.cpu)),
     }
+    if operator.requests.gpu_memory_mib:  # nothing else holds it to its share
+        environment["CLARA_GPU_MEMORY_MIB"] = str(operator.requests.gpu_memory_mib)
     if folders.fastio is not None:
         environment["CLARA_FASTIO"] = see(folders.fastio, FASTIO_TARGET, read_only=False)
     return OperatorIO(mounts=tuple(mounts), outputs=tuple(required), environment=environment)

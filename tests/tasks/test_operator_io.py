@@ -105,7 +105,10 @@ def test_ids_cannot_be_overridden_and_builtins_are_filled_in(folders: OperatorFo
     assert environment["CLARA_IO_MANIFEST"] == "/clara/io.json"
 
 
-def test_the_jobs_shared_memory_is_mounted_read_write(folders: OperatorFolders, tmp_path: Path) -> None:
+def test_shares_of_a_gpu_and_of_the_jobs_memory_are_told(folders: OperatorFolders, tmp_path: Path) -> None:
+    assert "CLARA_GPU_MEMORY_MIB" not in prepare_io(OPERATOR, folders, JOB, lambda mount: mount.target).environment
+    sharing = OPERATOR.model_copy(update={"requests": PlanRequests(gpu_memory_mib=6144)})
+    assert prepare_io(sharing, folders, JOB, str).environment["CLARA_GPU_MEMORY_MIB"] == "6144"
     assert "CLARA_FASTIO" not in prepare_io(OPERATOR, folders, JOB, lambda mount: mount.target).environment
     io = prepare_io(OPERATOR, replace(folders, fastio=tmp_path / "fastio"), JOB, lambda mount: mount.target)
     assert io.environment["CLARA_FASTIO"] == "/clara/fastio"

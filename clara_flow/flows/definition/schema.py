@@ -103,8 +103,8 @@ def _description(key: Key) -> str:
 def _shape_schema(shape: Shape, definitions: dict[str, Any]) -> dict[str, Any]:
     match shape:
         case FlagShape():
-            words = _shape_schema(TextShape(shape.choices, any_case=True), definitions)
-            return {"anyOf": [{"type": "boolean"}, *words["anyOf"]]}
+            spelled = _shape_schema(TextShape(shape.choices, any_case=True), definitions)
+            return {"anyOf": [{"type": "boolean"}, *spelled["anyOf"]]}
         case TextShape(choices, any_case) if choices:
             cases = {case for word in choices for case in (word, word.lower(), word.upper())} if any_case else choices
             words = list(choices) + sorted(set(cases) - set(choices))
