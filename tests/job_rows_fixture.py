@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import Any
 
@@ -24,7 +25,7 @@ class JobMaker:
 
     def pipeline(self, name: str = "liver", text: str = "") -> Pipeline:
         """Its record; another `text` is another version."""
-        edges = [{"source": a, "target": b, "output": ""} for a, b in zip(OPERATORS, OPERATORS[1:], strict=False)]
+        edges = [{"source": a, "target": b, "output": ""} for a, b in itertools.pairwise(OPERATORS)]
         plan: dict[str, Any] = {"name": name, "operators": [{"name": o} for o in OPERATORS], "edges": edges}
         return pipelines.create_pipeline(self.engine, name=name, definition=text, plan=plan)
 

@@ -9,9 +9,8 @@ import sqlalchemy as sa
 from job_rows_fixture import JobMaker
 
 from clara_flow.errors import InputError
-from clara_flow.records import jobs
 
-engine: sa.Engine
+engines: list[sa.Engine] = []
 seen: list[dict[str, Any]] = []
 registered: list[str] = []
 
@@ -21,7 +20,7 @@ def job_for_flow_run(flow_run_id: UUID, **facts: Any) -> UUID:
     seen.append(facts)
     if facts["parameters"].get("input") == "nowhere":
         raise InputError("there is no folder nowhere")
-    return JobMaker(engine).queued(flow_run_id=flow_run_id).id
+    return JobMaker(engines[-1]).queued(flow_run_id=flow_run_id).id
 
 
 def register_again(engine: sa.Engine, *, pool: str, api_url: str) -> int:

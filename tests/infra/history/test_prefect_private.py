@@ -73,7 +73,7 @@ async def test_the_engine_runs_a_flow_without_any_server(caplog: pytest.LogCaptu
         payload = mine[-1].payload["task_run"]
         assert {"task_key", "dynamic_key", "task_inputs", "start_time", "end_time", "total_run_time"} <= set(payload)
         said = [line for line in lines if line["flow_run_id"] == str(run.flow_run.id)]
-        assert [line["message"] for line in said if line["task_run_id"]][0] == "at work"
+        assert next(line["message"] for line in said if line["task_run_id"]) == "at work"
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 

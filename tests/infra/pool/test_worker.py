@@ -96,7 +96,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """A worker of a pool of its own, which it has made."""
     monkeypatch.setenv("CLARA_FLOW_DATABASE_URL", database_url)
-    worker_intake.engine = engine
+    worker_intake.engines.append(engine)
     worker_intake.seen.clear()
     worker_intake.registered.clear()
     async with working(prefect.api_url, monkeypatch) as it:
