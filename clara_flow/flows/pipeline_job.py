@@ -77,12 +77,10 @@ async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[S
 
 async def _run_step(operator: PlanOperator, states: dict[str, State]) -> State:
     failed = tuple(name for name, state in states.items() if not state.is_completed())
-    requests = operator.requests
-    step = run_operator.with_options(
+    step = run_operator.with_options(  # without tags: a task with tags asks the server for leave, and fails without one
         name=operator.name,
         task_run_name=operator.name,
         description=operator.description or operator.container.reference,
-        tags={f"cpu:{requests.cpu}", f"memory-mib:{requests.memory_mib}", f"gpu:{requests.gpu}"},
     )
     after = [edge_from(state) for state in states.values()]
     state: State[Any] = await step(operator.name, failed, wait_for=after, return_state=True)  # type: ignore[misc]

@@ -126,7 +126,7 @@ def test_prefect_shows_tasks_edges_tags_logs_and_artifacts(house: House, submit:
         return len(runs) == 5 and all(run["state"]["type"] == "COMPLETED" for run in runs.values())
 
     eventually(recorded, within_s=20)
-    assert "memory-mib:128" in task_runs(house, outcome)["b"]["tags"]
+    assert task_runs(house, outcome)["b"]["tags"] == []  # the engine would ask the server for leave to run it
     graph = prefect(house, "GET", f"/flow_runs/{run_id}/graph-v2")
     names = {node["id"]: node["label"] for _, node in graph["nodes"]}
     edges = {(names[parent["id"]], node["label"]) for _, node in graph["nodes"] for parent in node["parents"]}
