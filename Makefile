@@ -78,4 +78,4 @@ system-packages-demo:
 	$(call apt_install,mricron-data)
 
 system-packages-test:
-	$(call apt_install,mricron-data docker.io debootstrap dicom3tools graphviz)
+	$(call apt_install,mricron-data docker.io debootstrap dicom3tools graphviz gcc libc6-dev)

@@ -79,6 +79,7 @@ def _run(
     from clara_flow.infra.images.catalog import installed
     from clara_flow.records import jobs
     from clara_flow.records.database import connect
+    from clara_flow.records.state_machine import JobState
 
     house = House(
         settings=settings,
@@ -89,8 +90,8 @@ def _run(
     try:
         return _watch(platform, house, job, console, order)
     except KeyboardInterrupt:
-        jobs.cancel_job(house.engine, job.id, reason="interrupted")  # does nothing to a job that is over
-        _remove_payload(house, job)
+        if jobs.cancel_job(house.engine, job.id, reason="interrupted").state is JobState.STOPPED:
+            _remove_payload(house, job)  # else something works in it still; housekeeping removes it
         raise
 
 
@@ -215,9 +216,14 @@ def no_way_back() -> None:
 
 @contextmanager
 def _signals(cancel: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM cancel the job instead of ending this process."""
+    """The first Ctrl-C or SIGTERM cancels the job and waits for its end; the second ends this process at once."""
+    asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
         cancel()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-DataDir = Annotated[
-    Path | None, typer.Option(help="Data folder of the platform. Default: CLARA_FLOW_DATA_DIR.", show_default=False)
-]
+from clara_flow.cli.records import DataDir, records
 
 
 def queue(
@@ -28,12 +25,10 @@ def queue(
     from rich.table import Table
 
     from clara_flow.deployments.queue import waiting
-    from clara_flow.infra.postgres import records_url
-    from clara_flow.records.database import connect
     from clara_flow.settings import load_settings
 
-    settings = load_settings(data_dir=data_dir)
-    rows, total = waiting(connect(records_url(settings)), limit=limit, ageing_s=settings.ageing_s)
+    with records(data_dir) as engine:
+        rows, total = waiting(engine, limit=limit, ageing_s=load_settings(data_dir=data_dir).ageing_s)
     if json_:
         typer.echo(json.dumps([row.as_json() for row in rows], indent=2))
         return
@@ -64,14 +59,11 @@ def cancel(
 
     Example: clara-flow cancel 3f2a91
     """
-    from clara_flow.infra.postgres import records_url
     from clara_flow.records import jobs
-    from clara_flow.records.database import connect
     from clara_flow.records.state_machine import JobState
-    from clara_flow.settings import load_settings
 
-    engine = connect(records_url(load_settings(data_dir=data_dir)))
-    found = jobs.cancel_job(engine, jobs.get_job(engine, job).id, reason=reason)
+    with records(data_dir) as engine:
+        found = jobs.cancel_job(engine, jobs.get_job(engine, job).id, reason=reason)
     if found.state is JobState.STOPPED:
         typer.echo(f"job {found.id} is {found.state}/{found.status}")
     else:

@@ -39,6 +39,7 @@ def waiting(engine: sa.Engine, *, limit: int, ageing_s: float) -> tuple[list[Wai
     now = time.time()
     ledger = read_ledger(engine, ageing_s=ageing_s, now=now)
     answers = ledger.queue(now, limit)
+    forecast = ledger.forecast(now)
     names = jobs.names(engine, {ask.job_id for ask, _ in answers})
     rows = [
         WaitingRow(
@@ -51,7 +52,7 @@ def waiting(engine: sa.Engine, *, limit: int, ageing_s: float) -> tuple[list[Wai
             waited_s=max(0.0, now - ask.asked),
             reason=in_words(answer),
             holders=answer.holders if isinstance(answer, WaitsFor) else (),
-            begins_in_s=max(0.0, answer.forecast - now) if isinstance(answer, WaitsFor) and answer.forecast else None,
+            begins_in_s=max(0.0, forecast[ask.id] - now) if ask.id in forecast else None,
         )
         for position, (ask, answer) in enumerate(answers, start=1)
     ]

@@ -29,7 +29,7 @@ from clara_flow.records import jobs
 from clara_flow.records.state_machine import JobEvent
 from clara_flow.tasks.early_start import early_start
 from clara_flow.tasks.ensure_models import ensure_models
-from clara_flow.tasks.job_context import ABANDONED, CANCELLED, TIMED_OUT, JobContext, current_job
+from clara_flow.tasks.job_context import ABANDONED, BROKEN, CANCELLED, TIMED_OUT, JobContext, current_job
 from clara_flow.tasks.run_operator import run_operator
 from clara_flow.tasks.task_states import edge_from
 
@@ -67,7 +67,9 @@ async def _run_operators(job: JobContext) -> None:
     for operator in job.plan.operators:  # in topological order: upstreams are there already
         upstreams = {name: ends[name] for name in operator.upstreams}
         ends[operator.name] = asyncio.create_task(_run_after(operator, upstreams))
-    await asyncio.gather(*ends.values())
+    for end in await asyncio.gather(*ends.values(), return_exceptions=True):  # all have ended before one is raised
+        if isinstance(end, BaseException):
+            raise end
 
 
 async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[State]]) -> State:
@@ -103,7 +105,9 @@ async def _finish(job: JobContext) -> State:
         message = f"ran past its timeout of {job.job.timeout_s} s"
         job.messages.append(message)
         event, state = JobEvent.EXPIRE, Failed(name="TimedOut", message=message)
-    elif job.failures or job.messages:
+    elif job.failures or job.messages or job.stop_reason == BROKEN:
+        if job.stop_reason == BROKEN:
+            job.messages.append("how an operator ended could not be recorded: the database was away for too long")
         job.messages.extend(_story(error) for error in job.failures.values())
         event, state = JobEvent.FAULT, Failed(name="Faulted", message="\n".join(job.messages))
     else:

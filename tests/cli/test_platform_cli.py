@@ -106,7 +106,7 @@ def test_status_tells_address_state_and_log_of_every_service(platform: PlatformH
     assert told["up"] is True
     assert told["prefect_ui"] == f"http://127.0.0.1:{platform.settings.prefect_port}"
     services = {entry["name"]: entry for entry in told["services"]}
-    assert list(services) == ["postgresql", "prefect"]
+    assert list(services) == ["postgresql", "prefect", "pool"]
     assert services["prefect"]["address"] == platform.prefect_api_url
     with psycopg.connect(services["postgresql"]["address"]) as connection:
         assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
@@ -181,6 +181,14 @@ def test_a_killed_prefect_server_is_started_again(running: Settings) -> None:
     assert is_healthy(service(running, "prefect").address)
 
 
+def test_a_killed_worker_is_started_again(running: Settings) -> None:
+    before = service(running, "pool")
+    kill(before.pid)
+    eventually(lambda: service(running, "pool").restarts > before.restarts, within_s=30)
+    eventually(lambda: look(running).is_up, within_s=START_WITHIN_S)
+    assert service(running, "pool").pid != before.pid
+
+
 def test_a_killed_postgresql_is_started_again(running: Settings) -> None:
     before = service(running, "postgresql")
     kill(before.pid)
@@ -201,6 +209,7 @@ def test_up_takes_over_from_a_killed_supervisor(running: Settings) -> None:
     assert done.returncode == 0, done.stderr
     assert service(running, "postgresql").pid == before["postgresql"]
     assert not process_start(before["prefect"] or 0)
+    assert not process_start(before["pool"] or 0)
     assert look(running).is_up
 
 
@@ -221,7 +230,8 @@ def test_down_clears_what_a_killed_supervisor_left(running: Settings) -> None:
 
 
 def test_two_ups_at_once_start_one_platform(platform: PlatformHandle, fresh: Settings) -> None:
-    commands = [start(fresh, "up", "--detach", CLARA_FLOW_PREFECT_API_URL=platform.prefect_api_url) for _ in range(3)]
+    outside = {"CLARA_FLOW_PREFECT_API_URL": platform.prefect_api_url, "CLARA_FLOW_POOL": "another-installation"}
+    commands = [start(fresh, "up", "--detach", **outside) for _ in range(3)]
     said = [command.communicate(timeout=START_WITHIN_S) for command in commands]
     assert [command.returncode for command in commands] == [0, 0, 0], said
     assert sorted(out.splitlines()[0] for out, _ in said) == ["It runs already.", "It runs already.", "Started."]
@@ -396,13 +406,14 @@ def test_external_services_are_used_and_left_alone(
     outside = {
         "CLARA_FLOW_DATABASE_URL": external_database,
         "CLARA_FLOW_PREFECT_API_URL": platform.prefect_api_url,
+        "CLARA_FLOW_POOL": "another-installation",
     }
     done = clara_flow(fresh, "up", "--detach", **outside)
     assert done.returncode == 0, done.stderr
     told = json.loads(clara_flow(fresh, "status", "--json", **outside).stdout)
     assert told["up"] is True
-    assert [entry["external"] for entry in told["services"]] == [True, True]
-    assert [entry["pid"] for entry in told["services"]] == [None, None]
+    assert [entry["external"] for entry in told["services"]] == [True, True, False]
+    assert [entry["pid"] for entry in told["services"]][:2] == [None, None]
     assert told["prefect_ui"] == platform.prefect_ui_url
     assert not (fresh.data_dir / "postgres").exists()
     with psycopg.connect(external_database) as connection:
@@ -410,7 +421,7 @@ def test_external_services_are_used_and_left_alone(
     assert clara_flow(fresh, "down", **outside).stdout == "Stopped.\n"
     assert is_healthy(platform.prefect_api_url)
     after = json.loads(clara_flow(fresh, "status", "--json", **outside).stdout)
-    assert [entry["state"] for entry in after["services"]] == ["unknown", "unknown"]
+    assert [entry["state"] for entry in after["services"]] == ["unknown", "unknown", "stopped"]
 
 
 def test_up_in_the_foreground_on_an_external_postgresql_runs_until_ctrl_c(

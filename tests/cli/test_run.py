@@ -305,29 +305,21 @@ def test_ctrl_c_at_any_moment_leaves_nothing(desk: Desk, moment_s: float) -> Non
     assert {path.name for path in (desk.platform.settings.data_dir / "payloads").glob("*")} == before
 
 
-def test_a_killed_run_is_evicted_by_the_next_one_and_leaves_no_process(desk: Desk) -> None:
+def test_a_run_that_is_killed_leaves_its_job_to_the_pool(desk: Desk) -> None:
     process = subprocess.Popen(
         desk.command(), env=desk.environment, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if "reader: Running" in line:
+        if "read-only (" in line or "reader: " in line:
             break
     process.kill()
     process.communicate()
-    eventually(lambda: desk.leftovers()["processes"] == [], within_s=20)
-    status, out, err = desk.run("--json")
-    assert status == 0, err
     engine = connect(desk.platform.database_url)
     try:
-        ours = [job for job in jobs.list_jobs(engine) if job.name == "read-only"]
-        killed = ours[1]
-        assert str(ours[0].id) == json.loads(out)["job_id"]
-        assert (killed.state, killed.status) == (JobState.STOPPED, JobStatus.EVICTED)
+        killed = next(job for job in jobs.list_jobs(engine) if job.name == "read-only")
+        eventually(lambda: jobs.get_job(engine, killed.id).state is JobState.STOPPED, within_s=30)
+        assert jobs.get_job(engine, killed.id).status is JobStatus.HEALTHY, "nobody watched, and it ran all the same"
     finally:
         engine.dispose()
-    shutil.rmtree(desk.folder / "results")
-    resumed = [str(CLARA_FLOW), "run", "--resume", str(killed.id), "--output", str(desk.folder / "results"), "--json"]
-    done = subprocess.run(resumed, env=desk.environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [row["state"] for row in json.loads(done.stdout)["operators"]] == ["Completed"]
+    eventually(lambda: desk.leftovers()["processes"] == [], within_s=20)

@@ -15,7 +15,7 @@ UNLIMITED = float("inf")
 
 
 class Priority(IntEnum):
-    """The Platform API's priorities. IMMEDIATE is the emergency lane: nothing else is served while one waits."""
+    """The Platform API's priorities. IMMEDIATE is the emergency lane: nobody else may delay one that waits."""
 
     LOWER = 1
     NORMAL = 2
