@@ -17,6 +17,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
+from clara_flow.deployments.own_log import log_to_stderr
 from clara_flow.errors import ClaraFlowError, InvalidTransition, StaleOwner
 from clara_flow.flows.pipeline_job import pipeline_job
 from clara_flow.infra.fastio.volumes import FastIOVolume, FastIOVolumes
@@ -216,4 +217,5 @@ class ModelNews:
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     zygote.main(JobRunner)

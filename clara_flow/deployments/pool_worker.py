@@ -6,10 +6,10 @@ python -m clara_flow.deployments.pool_worker
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 
+from clara_flow.deployments.own_log import log_to_stderr
 from clara_flow.errors import ClaraFlowError
 from clara_flow.infra.pool.worker import ClaraGpuWorker
 from clara_flow.settings import load_settings
@@ -24,9 +24,7 @@ async def work() -> None:
 
 def main() -> int:
     """The exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpcore", "websockets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    log_to_stderr()
     try:
         asyncio.run(work())
     except ClaraFlowError as error:
