@@ -178,7 +178,9 @@ class Settings(BaseSettings):
     )
     lease_ttl_s: float = Field(30, gt=0, description="Time after which the leases of a silent machine end.")
     poll_s: float = Field(5, gt=0, description="How often is looked for work in case a notice was lost.")
-    ageing_s: float = Field(900, gt=0, description="Wait after which a job gets a share of all turns, the longest waiting first, whatever its tenant.")
+    ageing_s: float = Field(
+        900, gt=0, description="Wait after which jobs share a part of all turns, the longest waiting first."
+    )
     database_patience_s: float = Field(
         60, ge=0, description="How long running jobs wait for a database that is away before they give up."
     )

@@ -28,8 +28,8 @@ def job_for_flow_run(
 ) -> UUID:
     """The job that this flow run shall show: queued now, when it is not already.
 
-    parameters      `job_id`: a job that is over is run again on its payload, taking over what it had sealed; or `input`:
-                    a folder on this machine, run through the deployment's pipeline.
+    parameters      `job_id`: a job that is over is run again on its payload, taking over what it had sealed; or
+                    `input`: a folder on this machine, run through the deployment's pipeline.
     job_variables   `runtime`, `timeout` (seconds) and `tenant`, as the pool's form gives them.
     work_queue      its name is the priority; any other queue means normal.
 
