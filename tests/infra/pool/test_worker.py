@@ -19,11 +19,13 @@ import sqlalchemy as sa
 import worker_intake
 from job_rows_fixture import JobMaker
 from postgres_fixture import database_url  # noqa: F401
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 from prefect_fixture import OwnPrefect, prefect  # noqa: F401
 from waiting import eventually
 
 from clara_flow.deployments import register
+from clara_flow.infra.history.historian import Historian
 from clara_flow.infra.pool import worker as module
 from clara_flow.infra.pool.variables import PoolVariables, base_job_template
 from clara_flow.infra.pool.work_pool import QUEUES, WORKER_TYPE
@@ -84,6 +86,8 @@ async def working(api_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield Running(worker, node, task)
         task.cancel()
         await asyncio.wait({task})
+        # Prefect's event service stays with the first server that a process talks to: others follow in this one.
+        await asyncio.to_thread(EventsWorker.drain_all, timeout=5)
         assert node.left.is_set()
 
 
@@ -188,6 +192,22 @@ async def test_a_quick_run_that_cannot_be_is_refused_with_the_reason(
     run = await quick_run(prefect, engine, running.pool, parameters={"input": "nowhere"})
     await within(20, lambda: prefect.state(run) == ("FAILED", "Refused"))
     assert prefect.flow_run(run)["state"]["message"] == "there is no folder nowhere"
+
+
+async def test_retry_of_a_run_that_is_over_comes_in_with_its_job(
+    running: Running,
+    prefect: OwnPrefect,  # noqa: F811
+    engine: sa.Engine,
+) -> None:
+    job = JobMaker(engine).completed()
+    historian = Historian(engine, prefect.api_url, pool=running.pool)
+    await historian.server.open()
+    run = await historian.tell(job)
+    await historian.server.close()
+    again = {"type": "SCHEDULED", "name": "AwaitingRetry"}  # what the UI's Retry asks for
+    prefect.post(f"/flow_runs/{run}/set_state", {"state": again, "force": True})
+    await within(20, lambda: prefect.flow_run(run)["infrastructure_pid"])
+    assert worker_intake.seen[-1]["parameters"] == {"job_id": str(job.id)}
 
 
 async def test_the_buttons_of_the_ui_cancel_a_waiting_job(
