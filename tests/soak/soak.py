@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ class Soak:
         print(*self.story, sep="\n")  # pytest shows it with a failure
 
     def tell(self, text: str) -> None:
-        """One line of the story that is shown when something is wrong."""
-        self.story.append(f"{time.monotonic() - self.began:7.2f} s  {text}")
+        """One line of the story that is shown when something is wrong, and can be followed in the file `story`."""
+        self.story.append(f"{datetime.now(UTC):%H:%M:%S} {time.monotonic() - self.began:7.2f} s  {text}")
+        with (self.folder / "story").open("a") as file:
+            file.write(f"{self.story[-1]}\n")
 
     def run(self, parts: Sequence[str]) -> None:
         """Kill one of each of these parts, one after another, under a stream of jobs."""
