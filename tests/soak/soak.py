@@ -38,8 +38,8 @@ from clara_flow.records.state_machine import JobPriority, JobState
 from clara_flow.services.platform import look, take_down
 from clara_flow.settings import Settings, load_settings
 
-MOST_NEWS = 12  # kills come after so many changes of operators
-QUIET_S = 1.5  # or when nothing changed for so long
+MOST_NEWS = 12  # a kill comes after so many changes of jobs and operators at most
+MOST_QUIET_S = 6.0  # or when nothing has changed for so long
 TARGET_WITHIN_S = 60.0
 UP_WITHIN_S = 120.0
 
@@ -186,9 +186,9 @@ class Soak:
         return [job.id for job in jobs.list_jobs(self.engine, states=(JobState.PENDING, JobState.RUNNING))]
 
     def wait_for_news(self, count: int) -> None:
-        """Until so many operators have changed, or nothing does."""
-        heard = 0
-        while heard < count and (news := self.bell.wait(QUIET_S)):
+        """Until so many jobs and operators have changed, or nothing does for a time."""
+        heard, quiet_s = 0, self.chance.uniform(0.2, MOST_QUIET_S)
+        while heard < count and (news := self.bell.wait(quiet_s)):
             heard += len(news)
 
     def kill(self, part: str) -> None:
