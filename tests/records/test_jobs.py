@@ -313,7 +313,7 @@ def test_get_job_by_the_beginning_of_its_id(engine: sa.Engine, make_job: Callabl
     assert str(caught.value).count("(job-") == min(letters.count(shared), jobs.SHOWN_HITS)
 
 
-@pytest.mark.parametrize("reference", ["", "-", "%", "liver", "x' OR 1=1", "_"])
+@pytest.mark.parametrize("reference", ["", "-", "%", "liver", "x' OR 1=1", "_", 33 * "a"])
 def test_what_is_no_id_is_said(engine: sa.Engine, reference: str) -> None:
     with pytest.raises(InputError, match="is no job id"):
         jobs.get_job(engine, reference)
