@@ -92,17 +92,28 @@ class _Amounts(Protocol):
 class _Granted(Protocol):
     """A lease of the ledger (`infra.ledger.model.Lease`), which stands above this room."""
 
-    id: uuid.UUID
-    job_id: uuid.UUID
-    operator: str
-    tenant: str
-    priority: int
-    amounts: _Amounts
-    node: str
-    devices: tuple[str, ...]
-    limit_s: float
-    expected_s: float | None
-    preemptible: bool
+    @property
+    def id(self) -> uuid.UUID: ...
+    @property
+    def job_id(self) -> uuid.UUID: ...
+    @property
+    def operator(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def amounts(self) -> _Amounts: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def devices(self) -> Sequence[str]: ...
+    @property
+    def limit_s(self) -> float: ...
+    @property
+    def expected_s(self) -> float | None: ...
+    @property
+    def preemptible(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
