@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -78,7 +79,8 @@ class JobRunner:
         del facts
         owner = Owner.of_this_process()
         try:
-            job = await self._persist(jobs.begin_job, self.engine, job_id, owner)
+            node = self.settings.node_name or socket.gethostname()
+            job = await self._persist(jobs.begin_job, self.engine, job_id, owner, node=node)
         except (InvalidTransition, StaleOwner) as error:  # cancelled, or given to another runner, in the meantime
             log.info("job %s is not taken: %s", job_id, error)
             return

@@ -29,7 +29,7 @@ from clara_flow.records.operators import (
     operator_waits,
 )
 from clara_flow.records.owner import Owner
-from clara_flow.records.state_machine import JobEvent, JobPriority, JobState, JobStatus, OperatorStatus
+from clara_flow.records.state_machine import JobEvent, JobPhase, JobPriority, JobState, JobStatus, OperatorStatus
 from clara_flow.records.transitions import JOBS_CHANNEL as CHANNEL
 from clara_flow.records.transitions import NEWS_CHANNEL as NEWS
 from clara_flow.records.transitions import announce, change, check_owner, locked, operators_of
@@ -137,14 +137,27 @@ def start_job(engine: sa.Engine, job_id: uuid.UUID) -> Job:
         return change(session, locked(session, job_id), JobEvent.START)
 
 
-def begin_job(engine: sa.Engine, job_id: uuid.UUID, owner: Owner, *, flow_run_id: uuid.UUID | None = None) -> Job:
+def begin_job(
+    engine: sa.Engine,
+    job_id: uuid.UUID,
+    owner: Owner,
+    *,
+    node: str | None = None,
+    flow_run_id: uuid.UUID | None = None,
+) -> Job:
     """`owner` takes a queued job and its leases, and runs it from now on; told twice, it is one beginning.
 
-    Raises InvalidTransition when somebody else was first.
+    node    where the owner is: the job must be admitted there. None: that is not asked.
+
+    Raises InvalidTransition when somebody else was first, or the job went back to the queue in the meantime.
     """
     with transaction(engine) as session:
         job = locked(session, job_id)
         if job.state is not JobState.RUNNING or job.fence != owner.token:
+            if node is not None and job.phase is JobPhase.QUEUED and job.node != node:
+                raise InvalidTransition(
+                    f"job {job_id} is not admitted to node {node} (any more)", job=str(job_id), node=job.node
+                )
             change(session, job, JobEvent.BEGIN, owner=owner)
             session.flush()
             session.execute(sa.update(Lease).where(col(Lease.job_id) == job_id).values(owner=owner.token))

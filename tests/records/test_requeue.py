@@ -289,3 +289,19 @@ def test_an_operator_that_waits_is_skipped_when_its_job_ends(engine: sa.Engine, 
     reader = jobs.list_operators(engine, running.id)[0]
     assert (reader.detail, reader.status) == (OperatorPhase.SKIPPED, OperatorStatus.PENDING)
     assert reader.message == "the job ended (terminated) while it waited"
+
+
+# Stale orders
+
+
+def test_a_runner_whose_job_went_to_another_node_or_back_to_the_queue_does_not_begin_it(
+    engine: sa.Engine, make_job: MakeJob
+) -> None:
+    job = make_job()
+    with pytest.raises(InvalidTransition, match="is not admitted to node here"):
+        jobs.begin_job(engine, job.id, OWNER, node="here")
+    assert admit(engine, job, node=NODE) == {job.id}
+    with pytest.raises(InvalidTransition, match="is not admitted to node elsewhere"):
+        jobs.begin_job(engine, job.id, OWNER, node="elsewhere")
+    begun = jobs.begin_job(engine, job.id, OWNER, node=NODE)
+    assert jobs.begin_job(engine, job.id, OWNER, node=NODE).story == begun.story
