@@ -17,6 +17,27 @@ from clara_flow.records.database import connect
 from clara_flow.records.state_machine import JobPriority, JobState
 from clara_flow.settings import Runtime, load_settings
 
+BOUNDS = {"gpus": "gpu", "gpu_memory": "gpu_memory_mib", "cpu": "cpu", "memory": "memory_mib"}
+
+
+def check_bounds(plan: Plan, variables: Mapping[str, Any]) -> None:
+    """Raise InputError for an operator that asks for more than the pool's form allows."""
+    for name, resource in BOUNDS.items():
+        most = variables.get(name)
+        for operator in plan.operators:
+            asked = getattr(operator.requests, resource)
+            if most is not None and asked > most:
+                raise InputError(
+                    f"operator {operator.name!r} asks for {asked} {resource}, and this run is bounded to {most}; "
+                    f"raise `{name}` of the run, its deployment or the work pool"
+                )
+
+
+def changed_plan(plan: Plan, variables: Mapping[str, Any]) -> Plan:
+    """The plan with what the pool's form sets instead of the definition: FastIO volume and scheduling."""
+    changes = {"fastio_mib": variables.get("fastio_size"), "scheduling": variables.get("scheduling")}
+    return plan.model_copy(update={name: value for name, value in changes.items() if value is not None})
+
 
 def job_for_flow_run(
     flow_run_id: UUID,
@@ -30,8 +51,8 @@ def job_for_flow_run(
 
     parameters      `job_id`: a job that is over is run again on its payload, taking over what it had sealed; or
                     `input`: a folder on this machine, run through the deployment's pipeline.
-    job_variables   `runtime`, `timeout` (seconds) and `tenant`, as the pool's form gives them.
-    work_queue      its name is the priority; any other queue means normal.
+    job_variables   the values of the pool's form (`infra.pool.variables`).
+    work_queue      its name is the priority where the form names none; any other queue means normal.
 
     Raises InputError and what `create_job` raises.
     """
@@ -45,20 +66,22 @@ def job_for_flow_run(
             job = jobs.get_job(engine, reference)
             if job.state is not JobState.STOPPED:
                 return job.id
-            again = resume_job(
-                house, str(job.id), timeout_s=timeout_s, completed_too=True, flow_run_id=flow_run_id
-            )
+            again = resume_job(house, str(job.id), timeout_s=timeout_s, completed_too=True, flow_run_id=flow_run_id)
             return again.id
         if not parameters.get("input"):
             raise InputError("give the run an `input` (a folder on the platform's machine) or the `job_id` of a job")
         pipeline = pipelines.of_deployment(engine, deployment_id)
+        plan = Plan.model_validate(pipeline.plan)
+        check_bounds(plan, job_variables)
+        changed = changed_plan(plan, job_variables)
         compiled = Compiled(
             text=pipeline.definition,
             source=pipeline.source,
-            plan=Plan.model_validate(pipeline.plan),
+            plan=changed,
             arguments={},
+            is_variant=changed != plan,
         )
-        priority = (work_queue or "").upper()
+        priority = str(job_variables.get("priority") or work_queue or "").upper()
         created = create_job(
             house,
             compiled,

@@ -53,13 +53,17 @@ class House:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A definition that can become jobs: its resolved text, where it came from, its plan, its warnings."""
+    """A definition that can become jobs: its resolved text, where it came from, its plan, its warnings.
+
+    is_variant  its plan was changed for one job.
+    """
 
     text: str
     source: str
     plan: Plan
     arguments: Mapping[str, str]
     warnings: tuple[str, ...] = ()
+    is_variant: bool = False
 
 
 def compile_definition(settings: Settings, path: Path, arguments: Mapping[str, str]) -> Compiled:
@@ -98,7 +102,7 @@ def create_job(
     was left.
     """
     plan = compiled.plan
-    tenant = tenant or plan.metadata.get("tenant") or house.settings.tenant
+    tenant = tenant or plan.tenant or house.settings.tenant
     check_plan(house, plan, runtime, tenant)
     timeout = allowed_timeout(house.settings, plan, timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
@@ -109,6 +113,7 @@ def create_job(
         definition=compiled.text,
         plan=plan.model_dump(mode="json"),
         source=compiled.source,
+        is_variant=compiled.is_variant,
     )
     return _record(
         house, folder, plan, pipeline.id, name=name or plan.name, runtime=runtime, timeout_s=timeout,

@@ -20,7 +20,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import AwaitingRetry, Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Failed, Pending
 
 from clara_flow.errors import ClaraFlowError
 from clara_flow.flows import job_report
@@ -98,7 +98,7 @@ async def _finish(job: JobContext) -> State:
     if job.left_over and not (job.stop_reason or job.failures or job.messages):
         reason = "gave its place to a more urgent job"
         await job.record(jobs.requeue_job, job.engine, job.job.id, reason=reason, owner=job.owner)
-        return AwaitingRetry(name="Requeued", message=f"{reason}; to be done: {', '.join(job.left_over)}")
+        return Pending(name="Requeued", message=f"{reason}; to be done: {', '.join(job.left_over)}")
     if job.stop_reason == CANCELLED:
         event, state = JobEvent.CANCEL, Cancelled(message="cancelled on request")
     elif job.stop_reason == TIMED_OUT:

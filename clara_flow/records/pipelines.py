@@ -17,20 +17,35 @@ from clara_flow.errors import InputError
 from clara_flow.records.database import transaction
 from clara_flow.records.models import Pipeline
 
+VARIANT = "variant"  # key in the metadata
+
 
 def create_pipeline(
-    engine: sa.Engine, *, name: str, definition: str, plan: Mapping[str, Any], source: str = ""
+    engine: sa.Engine,
+    *,
+    name: str,
+    definition: str,
+    plan: Mapping[str, Any],
+    source: str = "",
+    is_variant: bool = False,
 ) -> Pipeline:
     """The record of a pipeline; the same name, definition and plan give the same record again.
 
     plan        as JSON (`Plan.model_dump(mode="json")`).
     source      where the definition came from, for people; the first one stays.
+    is_variant  it is another one with some values changed for one job: nobody deploys it.
     """
     whole = json.dumps([name, definition, plan], sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(whole.encode()).hexdigest()
     with transaction(engine) as session:
         new = Pipeline(
-            name=name, definition=definition, plan=dict(plan), source=source, digest=digest, created=datetime.now(UTC)
+            name=name,
+            definition=definition,
+            plan=dict(plan),
+            source=source,
+            digest=digest,
+            created=datetime.now(UTC),
+            metadata_={VARIANT: "true"} if is_variant else {},
         )
         values = {column.name: getattr(new, key) for key, column in sa.inspect(Pipeline).columns.items()}
         session.execute(insert(Pipeline).values(values).on_conflict_do_nothing(index_elements=["digest"]))
@@ -44,6 +59,18 @@ def get_pipeline(engine: sa.Engine, pipeline_id: uuid.UUID) -> Pipeline:
         if pipeline is None:
             raise InputError(f"there is no pipeline {pipeline_id}", pipeline_id=pipeline_id)
         return pipeline
+
+
+def to_deploy(engine: sa.Engine) -> list[Pipeline]:
+    """The newest version of each pipeline, where no Prefect deployment runs it yet."""
+    newest = (
+        select(Pipeline)
+        .where(~sa.func.jsonb_exists(col(Pipeline.metadata_), VARIANT))
+        .distinct(col(Pipeline.name))
+        .order_by(col(Pipeline.name), col(Pipeline.created).desc())
+    )
+    with transaction(engine) as session:
+        return [pipeline for pipeline in session.exec(newest) if pipeline.deployment_id is None]
 
 
 def note_deployment(engine: sa.Engine, pipeline_id: uuid.UUID, deployment_id: uuid.UUID) -> None:

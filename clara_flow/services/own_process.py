@@ -28,11 +28,14 @@ SHOWN_LOG_LINES = 5
 class OwnProcess(Service):
     """Runs `python -m <program>` inside `folder`.
 
+    helpers     programs that it starts itself, inside the same folder, and that end with it.
+
     The folder tells our processes from strangers, also when their supervisor was killed before it could note a process
     id: nobody else runs that program there.
     """
 
     program: ClassVar[str]
+    helpers: ClassVar[tuple[str, ...]] = ()
     log_path: Path
 
     def __init__(self, settings: Settings, *, folder: Path, log_name: str) -> None:
@@ -59,16 +62,17 @@ class OwnProcess(Service):
         """Process id of ours."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self, *, with_helpers: bool = False) -> list[psutil.Process]:
         """The processes of this service, whoever started them."""
         import psutil
 
+        programs = {self.program, *(self.helpers if with_helpers else ())}
         own = str(self.folder.resolve())
         return [
             process
             for process in psutil.process_iter(["cwd", "cmdline", "status"])
             if process.info["cwd"] == own
-            and self.program in (process.info["cmdline"] or ())
+            and programs.intersection(process.info["cmdline"] or ())
             and process.info["status"] != psutil.STATUS_ZOMBIE
         ]
 
@@ -110,15 +114,15 @@ class OwnProcess(Service):
         """End its processes, this supervisor's and those of earlier ones: politely, then by force."""
         found = False
         for number in (signal.SIGTERM, signal.SIGKILL):
-            remaining = self.processes()
+            remaining = self.processes(with_helpers=number == signal.SIGKILL)
             found = found or bool(remaining)
             for process in remaining:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
             deadline = time.monotonic() + STOP_GRACE_S
-            while time.monotonic() < deadline and (self.pid is not None or self.processes()):
+            while time.monotonic() < deadline and (self.pid is not None or self.processes(with_helpers=True)):
                 time.sleep(POLL_S)
-        if remaining := self.processes():
+        if remaining := self.processes(with_helpers=True):
             raise ServiceError(
                 self.title,
                 f"it does not stop (process {remaining[0].pid})",

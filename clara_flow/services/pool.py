@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 NAME = "pool"
 PROGRAM = "clara_flow.deployments.pool_worker"
+RUNNER_PROGRAM = "clara_flow.deployments.job_runner"
 
 
 class PoolService(OwnProcess):
     """The worker. It answers when its machine stands among the pool's nodes and was heard of lately."""
 
     name, title, program = NAME, "the pool's worker", PROGRAM
+    helpers = (RUNNER_PROGRAM,)
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, folder=settings.data_dir / "pool", log_name="pool.log")

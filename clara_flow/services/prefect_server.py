@@ -65,6 +65,11 @@ def server_environment(settings: Settings) -> dict[str, str]:
         # Prefect's default lets the pages of every web site that somebody here looks at talk to the API.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api_url(settings).removesuffix("/api"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # One by one, the events of a job's tasks cost more of the server's time than all the rest.
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "2",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "DO_NOT_TRACK": "1",
     }

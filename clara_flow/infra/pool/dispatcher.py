@@ -402,5 +402,3 @@ def _named(job_ids: Sequence[uuid.UUID]) -> str:
     shown = ", ".join(str(job_id)[:8] for job_id in job_ids[:3])
     more = f" and {len(job_ids) - 3} more" if len(job_ids) > 3 else ""
     return f"job {shown}{more}"
-
-

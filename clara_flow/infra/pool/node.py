@@ -98,6 +98,7 @@ class PoolNode:
 
     def start(self) -> None:
         """Join the pool. Raises ServiceError when the database cannot be reached."""
+        (self.settings.data_dir / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
         self.housekeeping.recover()  # what an earlier worker of this machine left
         self.gpus.start()
         self._stack.callback(self.gpus.stop)
