@@ -1,4 +1,4 @@
-"""Jobs on their way through the pool: who is queued, who was admitted, who runs, and who goes back to the queue."""
+"""Jobs on their way through the pool: who is queued or admitted, and who goes back to the queue."""
 
 from __future__ import annotations
 
@@ -57,15 +57,6 @@ def queued(engine: sa.Engine, ids: Collection[uuid.UUID] | None = None) -> list[
     with statements(engine) as connection:
         rows = connection.execute(QUEUED) if ids is None else connection.execute(QUEUED_OF, {"ids": list(ids)})
         return [QueuedJob(*row) for row in rows]
-
-
-def running(engine: sa.Engine, *, node: str | None = None) -> list[Job]:
-    """The running jobs (of one node), the earliest begun first."""
-    query = select(Job).where(col(Job.state) == JobState.RUNNING).order_by(col(Job.started))
-    if node is not None:
-        query = query.where(col(Job.node) == node)
-    with transaction(engine) as session:
-        return list(session.exec(query))
 
 
 def requeue_job(

@@ -10,7 +10,7 @@ was taken for dead can neither change the record nor, if it asks first, export. 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlmodel import col, select
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
 from clara_flow.records.database import statements, transaction
-from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans, running
+from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans
 from clara_flow.records.models import Job, JobOperator, Lease, OnRestart, Payload
 from clara_flow.records.operators import (
     list_operators,
@@ -42,7 +42,6 @@ __all__ = [
     "cancel_job",
     "create_job",
     "delete_records",
-    "evict_orphans",
     "fault_job",
     "finish_job",
     "get_job",
@@ -60,9 +59,7 @@ __all__ = [
     "queued",
     "requeue_job",
     "requeue_orphans",
-    "running",
     "start_job",
-    "stopped_before",
     "tell_news",
 ]
 
@@ -209,20 +206,6 @@ def cancel_job(engine: sa.Engine, job_id: uuid.UUID, *, reason: str = "") -> Job
         return change(session, job, JobEvent.REQUEST_CANCEL, messages=[reason] if reason else [])
 
 
-def evict_orphans(engine: sa.Engine, is_alive: Callable[[Owner], bool] = Owner.is_alive) -> list[uuid.UUID]:
-    """End the running jobs whose owner is gone: STOPPED/EVICTED. Returns their ids."""
-    with transaction(engine) as session:
-        running = select(Job).where(col(Job.state) == JobState.RUNNING).order_by(col(Job.created))
-        orphans = [
-            job
-            for job in session.exec(running.with_for_update(skip_locked=True))
-            if (owner := job.owner) is None or not is_alive(owner)
-        ]
-        for job in orphans:
-            change(session, job, JobEvent.EVICT, messages=["its runner ended without a word"])
-        return [job.id for job in orphans]
-
-
 def get_job(engine: sa.Engine, reference: str | uuid.UUID) -> Job:
     """The job of that id, or of the unique beginning of an id (dashes may be left out).
 
@@ -307,18 +290,6 @@ def names(engine: sa.Engine, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]
     with statements(engine) as connection:
         rows = connection.execute(sa.select(col(Job.id), col(Job.name)).where(col(Job.id).in_(ids)))
         return {row.id: row.name for row in rows}
-
-
-def stopped_before(engine: sa.Engine, moment: datetime, *, with_payload: bool = True) -> list[Job]:
-    """Jobs that stopped before `moment` (with a time zone), the earliest first.
-
-    with_payload    only those whose payload's files were not removed.
-    """
-    query = select(Job).where(col(Job.stopped) < moment).order_by(col(Job.stopped))
-    if with_payload:
-        query = query.join(Payload, col(Payload.id) == Job.payload_id).where(col(Payload.removed).is_(None))
-    with transaction(engine) as session:
-        return list(session.exec(query))
 
 
 def delete_records(engine: sa.Engine, ids: Collection[uuid.UUID]) -> list[uuid.UUID]:

@@ -19,7 +19,7 @@ from sqlmodel import col
 
 from clara_flow.errors import StaleOwner
 from clara_flow.records.database import statements, transaction
-from clara_flow.records.models import Lease, LeaseState, Node
+from clara_flow.records.models import Lease, LeaseState
 from clara_flow.records.owner import Owner
 from clara_flow.records.transitions import LEASES_CHANNEL as CHANNEL
 from clara_flow.records.transitions import SHOWN_CHARACTERS, announce, check_owner, locked, storable
@@ -33,7 +33,6 @@ __all__ = [
     "LeaseState",
     "admitted",
     "ask",
-    "expired",
     "grant",
     "load",
     "mark_yielding",
@@ -318,17 +317,6 @@ def renew(engine: sa.Engine, node: str, ttl_s: float) -> int:
     """Keep what is held on a node for another `ttl_s`; returns how many leases there are."""
     with statements(engine) as connection:
         return connection.execute(RENEW, {"node": node, "ttl": timedelta(seconds=ttl_s)}).rowcount
-
-
-def expired(engine: sa.Engine) -> list[LeaseRow]:
-    """Leases that nobody renewed in time; while the database was down nobody could."""
-    ttl = sa.select(col(Node.expires) - col(Node.heartbeat)).where(col(Node.name) == Lease.node).scalar_subquery()
-    since_start = sa.func.pg_postmaster_start_time() + sa.func.coalesce(ttl, timedelta())
-    query = sa.select(*COLUMNS).where(
-        col(Lease.state) == LeaseState.GRANTED, sa.func.greatest(col(Lease.expires), since_start) < sa.func.now()
-    )
-    with statements(engine) as connection:
-        return [LeaseRow(*row) for row in connection.execute(query.order_by(col(Lease.expires)))]
 
 
 def mark_yielding(engine: sa.Engine, job_id: uuid.UUID) -> None:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,43 +69,39 @@ def test_a_whole_job_over_a_database_that_is_killed_again_and_again(
         runtime="process", timeout_s=600,
     )  # fmt: skip
     waits: list[ServiceError] = []
-    steps = kills = 0
-    done = threading.Event()
+    steps = 0
+    due, killed = threading.Semaphore(0), threading.Semaphore(0)
+
+    def tell(call: Callable[..., object], *arguments: object, **facts: object) -> None:
+        nonlocal steps
+        if steps % 8 == 0:
+            due.release()  # the kill comes during the next calls
+        elif steps % 8 == 4:
+            assert killed.acquire(timeout=60)
+        persistently(call, lost_engine, *arguments, patience_s=120, on_wait=waits.append, **facts)
+        steps += 1
 
     def run() -> None:
-        nonlocal steps
-
-        def tell(call, *arguments: object, **facts: object) -> None:  # type: ignore[no-untyped-def]
-            nonlocal steps
-            persistently(call, lost_engine, *arguments, patience_s=120, on_wait=waits.append, **facts)
-            steps += 1
-
-        try:
-            tell(jobs.begin_job, job.id, OWNER)
-            for name in names:
-                tell(jobs.operator_waits, job.id, name, OWNER, message="a GPU")
-                tell(leases.ask, job_id=job.id, operator=name, owner=OWNER, amounts={"gpu": 1}, limit_s=60)
-                tell(jobs.operator_started, job.id, name, OWNER, attempt=1)
-                tell(jobs.operator_ended, job.id, name, OWNER, OperatorEvent.COMPLETE, attempt=1)
-            tell(jobs.finish_job, job.id, OWNER, JobEvent.COMPLETE)
-        finally:
-            done.set()
+        tell(jobs.begin_job, job.id, OWNER)
+        for name in names:
+            tell(jobs.operator_waits, job.id, name, OWNER, message="a GPU")
+            tell(leases.ask, job_id=job.id, operator=name, owner=OWNER, amounts={"gpu": 1}, limit_s=60)
+            tell(jobs.operator_started, job.id, name, OWNER, attempt=1)
+            tell(jobs.operator_ended, job.id, name, OWNER, OperatorEvent.COMPLETE, attempt=1)
+        tell(jobs.finish_job, job.id, OWNER, JobEvent.COMPLETE)
 
     with ThreadPoolExecutor(1) as pool:
         runner = pool.submit(run)
-        while True:
-            before = steps
-            eventually(lambda before=before: steps >= before + 8 or done.is_set(), within_s=60)
-            if done.is_set():
-                break
-            kill(server)
-            kills += 1
+        for _ in range(6):  # of 50 steps
+            assert due.acquire(timeout=60)
             told = len(waits)
-            eventually(lambda told=told: len(waits) > told or done.is_set(), within_s=60)
+            kill(server)
+            killed.release()
+            eventually(lambda told=told: len(waits) > told, within_s=60)
             server.start()
-        runner.result()
-    assert kills >= 4
-    assert len(waits) >= 4
+        assert due.acquire(timeout=60)
+        killed.release()
+        runner.result(60)
     assert all(isinstance(error, DatabaseAway) for error in waits)
     stored = jobs.get_job(lost_engine, job.id)
     assert [line.split()[1] for line in stored.story] == ["create", "start", "begin", "complete"]

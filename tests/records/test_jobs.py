@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 import sqlalchemy as sa
-from pool_records import OWNER, PLAN
+from pool_records import OWNER, PLAN, dead_owner, owner_elsewhere
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
 from clara_flow.records import jobs, payloads, pipelines
@@ -216,17 +216,16 @@ def test_a_stranger_cannot_write(engine: sa.Engine, running: Job) -> None:
 
 
 def test_jobs_of_dead_owners_are_evicted_and_fenced(engine: sa.Engine, make_job: Callable[..., Job]) -> None:
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead = replace(OWNER, pid=int(ended.stdout), token=uuid.uuid4())
+    dead, elsewhere = dead_owner(), owner_elsewhere()
     reused_pid = replace(OWNER, process_start="another boot:1", token=uuid.uuid4())
-    elsewhere = replace(OWNER, host="another-host", token=uuid.uuid4())
     owners = [dead, reused_pid, elsewhere, OWNER]
-    begun = [jobs.begin_job(engine, make_job().id, owner) for owner in owners]
+    begun = [jobs.begin_job(engine, make_job(on_restart="evict").id, owner) for owner in owners]
     waiting = make_job()
     jobs.operator_started(engine, begun[0].id, "reader", dead)
 
-    assert jobs.evict_orphans(engine) == [begun[0].id, begun[1].id]
-    assert jobs.evict_orphans(engine) == []
+    requeued, evicted = jobs.requeue_orphans(engine)
+    assert (requeued, set(evicted)) == ([], {begun[0].id, begun[1].id})
+    assert jobs.requeue_orphans(engine) == ([], [])
     assert [jobs.get_job(engine, job.id).status for job in begun] == ["EVICTED", "EVICTED", "HEALTHY", "HEALTHY"]
     assert jobs.get_job(engine, waiting.id).state is JobState.PENDING
     assert jobs.list_operators(engine, begun[0].id)[0].detail is OperatorPhase.LOST
@@ -234,7 +233,7 @@ def test_jobs_of_dead_owners_are_evicted_and_fenced(engine: sa.Engine, make_job:
         jobs.operator_ended(engine, begun[0].id, "reader", dead, OperatorEvent.COMPLETE)
     with pytest.raises(StaleOwner, match="is over"):
         jobs.finish_job(engine, begun[0].id, dead, JobEvent.COMPLETE)
-    assert jobs.evict_orphans(engine, lambda owner: owner.host != "another-host") == [begun[2].id]
+    assert jobs.requeue_orphans(engine, lambda owner: owner.host != "another-host") == ([], [begun[2].id])
 
 
 def test_who_is_alive() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
-from pool_records import NODE, OWNER, TTL_S, admission, admit, announce, heard, listening, owner_elsewhere, silence
+from pool_records import NODE, OWNER, TTL_S, admission, admit, heard, listening, owner_elsewhere
 
 from clara_flow.errors import InputError, StaleOwner
 from clara_flow.records import jobs, leases
@@ -191,7 +191,7 @@ def test_the_end_of_an_operator_releases_it(
     assert sibling.id not in {lease.id for lease in leases.load(engine)}
 
 
-@pytest.mark.parametrize("end", ["finish", "requeue", "evict"])
+@pytest.mark.parametrize("end", ["finish", "requeue", "lost"])
 def test_the_end_of_a_run_releases_everything(engine: sa.Engine, begun: Job, end: str, database_url: str) -> None:
     serve(engine, ask(engine, begun))
     ask(engine, begun, "reader")
@@ -201,7 +201,7 @@ def test_the_end_of_a_run_releases_everything(engine: sa.Engine, begun: Job, end
         elif end == "requeue":
             jobs.requeue_job(engine, begun.id, reason="preempted", owner=OWNER)
         else:
-            jobs.evict_orphans(engine, lambda owner: False)
+            jobs.requeue_orphans(engine, lambda owner: False, most_requeues=0)
         assert heard(listener, 1) == [(leases.CHANNEL, {"released": str(begun.id), "job": str(begun.id)})]
     assert leases.load(engine) == []
 
@@ -240,35 +240,21 @@ def test_many_at_once_never_lock_each_other_out(engine: sa.Engine, make_job: Mak
     assert {job.phase for job in jobs.list_jobs(engine)} == {"completed"}
 
 
-# Renewal and expiry
+# Renewal
 
 
-def test_what_is_renewed_does_not_expire(engine: sa.Engine, make_job: MakeJob) -> None:
-    announce(engine)
+def test_what_is_held_is_renewed(engine: sa.Engine, make_job: MakeJob) -> None:
     job, other = make_job(), make_job()
     admit(engine, job)
     admit(engine, other, node="node-2")
     jobs.begin_job(engine, job.id, OWNER)
-    waits = ask(engine, job)
-    assert leases.expired(engine) == []
-    silence(engine)
-    assert [row.job_id for row in leases.expired(engine)] == [job.id]
-    assert leases.renew(engine, NODE, TTL_S) == 1
-    assert leases.expired(engine) == []
-    assert next(row for row in leases.load(engine) if row.id == waits.id).expires is None
-
-
-def test_silence_while_the_database_was_down_does_not_count(engine: sa.Engine, make_job: MakeJob) -> None:
-    announce(engine)
-    admit(engine, make_job())
-    with engine.begin() as connection:  # the last word came long before PostgreSQL's start; a day is the node's time
-        connection.execute(sa.text("UPDATE leases SET expires = now() - interval '2 days'"))
-        old = "heartbeat = now() - interval '3 days', expires = now() - interval '2 days'"
-        connection.execute(sa.text(f"UPDATE nodes SET {old}"))  # noqa: S608
-    assert leases.expired(engine) == []
-    assert jobs.requeue_orphans(engine) == ([], [])
-    silence(engine)
-    assert len(leases.expired(engine)) == 1
+    ask(engine, job)
+    before = {(row.job_id, row.operator): row.expires for row in leases.load(engine)}
+    assert leases.renew(engine, NODE, 2 * TTL_S) == 1
+    after = {(row.job_id, row.operator): row.expires for row in leases.load(engine)}
+    assert (after[job.id, ""] - before[job.id, ""]).total_seconds() >= TTL_S
+    assert after[other.id, ""] == before[other.id, ""]
+    assert after[job.id, "segment"] is None  # it waits
 
 
 # What is told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -21,19 +20,6 @@ MakeJob = Callable[..., Job]
 def stop(engine: sa.Engine, job: Job) -> Job:
     jobs.begin_job(engine, job.id, OWNER)
     return jobs.finish_job(engine, job.id, OWNER, JobEvent.FAULT)
-
-
-def test_jobs_stopped_before(engine: sa.Engine, make_job: MakeJob) -> None:
-    first, second = stop(engine, make_job()), stop(engine, make_job())
-    waiting = make_job()
-    soon = datetime.now(UTC) + timedelta(minutes=1)
-    assert [job.id for job in jobs.stopped_before(engine, soon)] == [first.id, second.id]
-    assert second.stopped is not None
-    assert [job.id for job in jobs.stopped_before(engine, second.stopped)] == [first.id]
-    payloads.mark_removed(engine, first.payload_id)
-    assert [job.id for job in jobs.stopped_before(engine, soon)] == [second.id]
-    assert len(jobs.stopped_before(engine, soon, with_payload=False)) == 2
-    assert waiting.stopped is None
 
 
 def test_records_are_deleted_with_all_that_is_theirs(engine: sa.Engine, make_job: MakeJob) -> None:
