@@ -307,7 +307,7 @@ def test_walks(engine: sa.Engine, make_job: Callable[..., Job]) -> None:
     run_state_machine_as_test(
         lambda: Walk(engine, make_job),
         settings=settings(
-            max_examples=35,
+            max_examples=25,
             stateful_step_count=30,
             deadline=None,
             phases=without_shrinking,
