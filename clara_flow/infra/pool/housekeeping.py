@@ -28,6 +28,7 @@ from clara_flow.infra.launchers.registry import FACTORIES, create_launcher
 from clara_flow.infra.pool.reconcile import FoundFolder, Readmit, Release, repair_of, unrecorded
 from clara_flow.infra.pool.retention import Rules, early, overdue
 from clara_flow.records import jobs, payloads, upkeep
+from clara_flow.records.database import DatabaseAway
 from clara_flow.records.durable import write_durably
 from clara_flow.records.log_archive import LogArchive
 from clara_flow.records.payload_store import PayloadFolder, PayloadStore
@@ -38,6 +39,7 @@ from clara_flow.settings import Settings
 log = logging.getLogger(__name__)
 
 BEGIN_TTLS = 2.0  # lifetimes of a lease that a job may be admitted without being begun
+DATABASE = "database"
 OVERLAP = timedelta(minutes=5)  # a job that stopped so long before the last round is looked at again
 
 
@@ -136,7 +138,8 @@ class Housekeeping:
         """One whole round."""
         self.recover()
         with self._tidying:
-            asyncio.run(self._run(self._upkeep))
+            if DATABASE not in self._problems:
+                asyncio.run(self._run(self._upkeep))
             self._rounds += 1
             report = self.report()
         try:
@@ -172,14 +175,22 @@ class Housekeeping:
                 return
             try:
                 await step()
-            except Exception as error:  # the other repairs must be made all the same
-                problem = str(error).partition("\n")[0] or type(error).__name__
-                if self._problems.get(name) != problem:
-                    expected = isinstance(error, ClaraFlowError | OSError)
-                    log.warning("housekeeping, %s: %s", name, problem, exc_info=None if expected else error)
-                self._problems[name] = problem
+            except DatabaseAway as error:  # nothing can be done without it
+                self._note(DATABASE, error)
+                return
+            except Exception as error:  # noqa: BLE001  the other repairs must be made all the same
+                self._note(name, error)
             else:
                 self._problems.pop(name, None)
+        self._problems.pop(DATABASE, None)
+
+    def _note(self, name: str, error: Exception) -> None:
+        """Tell of a problem when it is new."""
+        problem = str(error).partition("\n")[0] or type(error).__name__
+        if self._problems.get(name) != problem:
+            expected = isinstance(error, ClaraFlowError | OSError)
+            log.warning("housekeeping, %s: %s", name, problem, exc_info=None if expected else error)
+        self._problems[name] = problem
 
     def _did(self, kind: str, text: str, times: int = 1) -> None:
         """Tell and count one repair, or some of one kind."""
