@@ -36,14 +36,16 @@ def queue(
     if not rows:
         console.print("Nothing waits.")
         return
-    table = Table(title=f"{total} waiting", title_justify="left")
-    for heading in ("#", "job", "name", "operator", "tenant", "priority", "waited", "waits for", "begins in"):
-        table.add_column(heading, overflow="fold" if heading == "waits for" else "ellipsis")
+    table = Table(title=f"{total} waiting", title_justify="left", padding=(0, 1, 0, 0), box=None)
+    for heading in ("#", "job", "name", "tenant", "priority", "waited", "begins in"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=28)
+    table.add_column("waits for", overflow="fold", ratio=1)
     for row in rows:
         begins = "?" if row.begins_in_s is None else f"{row.begins_in_s:.0f} s"
+        name = f"{row.name}/{row.operator}" if row.operator else row.name
         table.add_row(
-            str(row.position), str(row.job_id)[:8], row.name, row.operator or "-", row.tenant, row.priority.lower(),
-            f"{row.waited_s:.0f} s", row.reason, begins,
+            str(row.position), str(row.job_id)[:8], name, row.tenant, row.priority.lower(), f"{row.waited_s:.0f} s",
+            begins, row.reason.removeprefix("waits for "),
         )  # fmt: skip
     console.print(table)
 

@@ -19,7 +19,8 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 
 from clara_flow.deployments.own_log import log_to_stderr
-from clara_flow.errors import ClaraFlowError, InvalidTransition, StaleOwner
+from clara_flow.deployments.register import register_pipeline
+from clara_flow.errors import ClaraFlowError, InvalidTransition, ServiceError, StaleOwner
 from clara_flow.flows.pipeline_job import pipeline_job
 from clara_flow.infra.fastio.volumes import FastIOVolume, FastIOVolumes
 from clara_flow.infra.history.run_history import RunHistory
@@ -56,6 +57,7 @@ class JobRunner:
     _launchers: dict[str, Launcher] = field(default_factory=dict)
     _plans: dict[UUID, tuple[Pipeline, Plan]] = field(default_factory=dict)
     _current: JobContext | None = None
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self) -> None:
         """Connect to the database and to Prefect."""
@@ -92,13 +94,13 @@ class JobRunner:
             await self._fault(job, owner, error)
         finally:
             self._current = None
+            self._over.set()
 
     async def abandon(self) -> None:
         """Stop what runs and record nothing: the worker is gone, and the job goes on elsewhere."""
         if self._current is not None:
             self._current.request_stop(ABANDONED)
-            while self._current is not None:
-                await asyncio.sleep(0.01)
+            await self._over.wait()
 
     async def _run(self, job: Job, owner: Owner, stop: Callable[[Callable[[str], None]], None]) -> None:
         pipeline, plan = await self._plan_of(job)
@@ -106,6 +108,7 @@ class JobRunner:
         try:
             context = await self._context(job, plan, owner, volume)
             self._current = context
+            self._over.clear()
             stop(lambda reason: context.request_stop(CANCELLED))
             if job.cancel_requested:
                 context.request_stop(CANCELLED)
@@ -122,7 +125,7 @@ class JobRunner:
                 job.id,
                 name=f"{job.name}-{str(job.id)[:8]}",
                 flow_name=context.plan.name,
-                deployment_id=pipeline.deployment_id,
+                deployment=partial(self._deployment_of, pipeline),
                 work_pool=self.settings.pool,
                 work_queue=job.priority.lower(),
                 tags=(f"tenant:{job.tenant}", f"runtime:{job.runtime}"),
@@ -167,6 +170,7 @@ class JobRunner:
             job_id=job.id,
             owner=owner,
             poll_s=self.settings.poll_s,
+            steps_s=job.demand.get("steps_s"),
         )
 
     async def _plan_of(self, job: Job) -> tuple[Pipeline, Plan]:
@@ -174,6 +178,17 @@ class JobRunner:
             pipeline = await self._persist(pipelines.get_pipeline, self.engine, job.pipeline_id)
             self._plans[job.pipeline_id] = (pipeline, Plan.model_validate(pipeline.plan))
         return self._plans[job.pipeline_id]
+
+    async def _deployment_of(self, pipeline: Pipeline) -> UUID | None:
+        """The Prefect deployment of a pipeline, made when this is its first job."""
+        if pipeline.deployment_id is None and not pipeline.is_variant:
+            try:
+                pipeline.deployment_id = await asyncio.to_thread(
+                    register_pipeline, self.engine, pipeline, pool=self.settings.pool, api_url=PREFECT_API_URL.value()
+                )
+            except ServiceError as error:  # the worker does it when Prefect is back
+                log.info("pipeline %s has no deployment yet: %s", pipeline.name, error)
+        return pipeline.deployment_id
 
     async def _volume(self, job: Job, owner: Owner) -> FastIOVolume | None:
         if not job.fastio_mib:

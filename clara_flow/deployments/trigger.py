@@ -213,6 +213,7 @@ def _record(
 ) -> Job:
     """Store payload and job; the payload's files go when that fails."""
     manifest = folder.input_manifest()
+    expected_s, steps_s = jobs.typical_run_times(house.engine, pipeline_id)
     try:
         payloads.create_payload(
             house.engine,
@@ -232,7 +233,13 @@ def _record(
             arguments=arguments,
             priority=priority,
             tenant=tenant,
-            demand=demand_of(plan, timeout_s=timeout_s, grace_s=house.settings.stop_grace_s),
+            demand=demand_of(
+                plan,
+                timeout_s=timeout_s,
+                grace_s=house.settings.stop_grace_s,
+                expected_s=expected_s,
+                steps_s=steps_s,
+            ),
             preemptible=plan.preemptible,
             on_restart=plan.on_restart,
             fastio_mib=plan.fastio_mib,

@@ -285,6 +285,27 @@ def tell_news(engine: sa.Engine, job_id: uuid.UUID, **facts: Any) -> None:
         announce(session, [(NEWS, {"job": str(job_id), **facts})])
 
 
+def typical_run_times(
+    engine: sa.Engine, pipeline_id: uuid.UUID, *, of_last: int = 20
+) -> tuple[float | None, dict[str, float]]:
+    """Median seconds that the pipeline's last completed jobs ran, and their operators by name; None where none did."""
+    query = sa.text("""
+        WITH lately AS (
+            SELECT id, extract(epoch FROM stopped - started)::float8 AS run_s FROM jobs
+            WHERE pipeline_id = :pipeline_id AND state = 'STOPPED' AND status = 'HEALTHY'
+            ORDER BY created DESC LIMIT :of_last
+        )
+        SELECT '' AS operator, percentile_cont(0.5) WITHIN GROUP (ORDER BY run_s) AS median_s FROM lately
+        UNION ALL
+        SELECT name, percentile_cont(0.5) WITHIN GROUP (ORDER BY run_time_s)
+        FROM job_operators JOIN lately ON lately.id = job_id WHERE run_time_s IS NOT NULL GROUP BY name
+    """)
+    with statements(engine) as connection:
+        rows = connection.execute(query, {"pipeline_id": pipeline_id, "of_last": of_last})
+        medians = {row.operator: row.median_s for row in rows if row.median_s is not None}
+    return medians.pop("", None), medians
+
+
 def names(engine: sa.Engine, ids: Collection[uuid.UUID]) -> dict[uuid.UUID, str]:
     """The names of those jobs that there are."""
     with statements(engine) as connection:

@@ -70,6 +70,9 @@ def flag() -> Any:
     return Field(default=False, sa_column_kwargs={"server_default": sa.false()})
 
 
+VARIANT = "variant"  # key in the metadata of a pipeline
+
+
 class Record(SQLModel, registry=registry(metadata=METADATA)):
     """Base of the tables, with metadata of their own."""
 
@@ -93,6 +96,11 @@ class Pipeline(Record, table=True):
     metadata_: dict[str, str] = Field(
         default_factory=dict, sa_column=sa.Column("metadata", JSONB, nullable=False, server_default="{}")
     )
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether it is another one with some values changed for one job: nobody deploys it."""
+        return VARIANT in self.metadata_
 
 
 class Payload(Record, table=True):

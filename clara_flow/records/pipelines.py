@@ -15,9 +15,7 @@ from sqlmodel import col, select
 
 from clara_flow.errors import InputError
 from clara_flow.records.database import transaction
-from clara_flow.records.models import Pipeline
-
-VARIANT = "variant"  # key in the metadata
+from clara_flow.records.models import VARIANT, Pipeline
 
 
 def create_pipeline(

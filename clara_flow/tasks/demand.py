@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from operator import add
 from typing import Any
@@ -36,8 +37,18 @@ def job_amounts(plan: Plan) -> Amounts:
     return whole
 
 
-def demand_of(plan: Plan, *, timeout_s: int, grace_s: float) -> dict[str, Any]:
-    """The `demand` of a job's record: amounts of the job, of its first operator, the distinct needs of all, limits."""
+def demand_of(
+    plan: Plan,
+    *,
+    timeout_s: int,
+    grace_s: float,
+    expected_s: float | None = None,
+    steps_s: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The `demand` of a job's record: amounts of the job, of its first operator, the distinct needs of all, limits.
+
+    expected_s, steps_s     how long the job, and its operators by name, took lately; for forecasts only.
+    """
     gang = plan.scheduling == GANG
     first = plan.operators[0]  # in topological order, so it waits for nobody
     needs = {operator_amounts(operator): None for operator in plan.operators}
@@ -46,5 +57,6 @@ def demand_of(plan: Plan, *, timeout_s: int, grace_s: float) -> dict[str, Any]:
         "first": None if gang else [first.name, operator_amounts(first).as_json()],
         "needs": [] if gang else [need.as_json() for need in needs],
         "limit_s": timeout_s + grace_s,
-        "expected_s": None,
+        "expected_s": expected_s,
+        "steps_s": dict(steps_s or {}),
     }

@@ -142,13 +142,20 @@ class Historian:
             job = await asyncio.to_thread(jobs.get_job, self.engine, ask.job_id)
             if job.state is JobState.PENDING:
                 state = truth.flow_run_state(job) | {"message": reason}
-                if job.flow_run_id is not None and await self._exists(job.flow_run_id):
-                    await self.server.set_state(job.flow_run_id, state)
+                run_id = job.flow_run_id
+                if run_id is not None and await self._exists(run_id):
+                    await self.server.set_state(run_id, state)
                 else:
                     pipeline = await asyncio.to_thread(pipelines.get_pipeline, self.engine, job.pipeline_id)
-                    await self._make(job, pipeline.name, getattr(pipeline, "deployment_id", None), state)
+                    run_id = await self._make(job, pipeline.name, pipeline.deployment_id, state)
+                await self._say(run_id, reason)  # the page of a run shows its log, and a state's message behind a tab
             self._shown[ask.job_id] = reason
             return
+
+    async def _say(self, flow_run_id: UUID, text: str) -> None:
+        now = datetime.now(UTC).isoformat()
+        line = {"name": "clara_flow.pool", "level": logging.INFO, "message": text, "timestamp": now}
+        await self.server.post("/logs/", [line | {"flow_run_id": str(flow_run_id)}])
 
     async def _make(self, job: Job, flow_name: str, deployment_id: UUID | None, state: dict[str, Any]) -> UUID:
         request = truth.flow_run_request(job, pool=self.pool, deployment_id=deployment_id) | {"state": state}

@@ -40,6 +40,7 @@ TASK_RUN = "prefect.task-run."
 HEARTBEAT = "prefect.flow-run.heartbeat"  # leases do what Prefect has heartbeats for
 
 OnCreated = Callable[[UUID], Awaitable[object]]
+Deployment = Callable[[], Awaitable[UUID | None]]
 
 
 class RunHistory:
@@ -72,7 +73,7 @@ class RunHistory:
         *,
         name: str,
         flow_name: str,
-        deployment_id: UUID | None = None,
+        deployment: Deployment | None = None,
         work_pool: str | None = None,
         work_queue: str | None = None,
         tags: Sequence[str] = (),
@@ -83,6 +84,8 @@ class RunHistory:
         """The one flow that is called inside is shown as this run. Waits for nothing but, at the end, `patience_s`.
 
         flow_run_id     the run, where it was made before: it is shown as Running again.
+        deployment      awaited in the background before the run is made: the deployment it belongs to (without one,
+                        the UI has no Cancel for it).
         on_created      awaited in the background with the run's id as soon as the server has given one.
         """
         run = HistoryRun(
@@ -92,12 +95,12 @@ class RunHistory:
                 "parameters": dict(parameters or {}),
                 "tags": list(tags),
                 "idempotency_key": str(job_id),
-                "deployment_id": str(deployment_id) if deployment_id else None,
                 "work_pool_name": work_pool,
                 "work_queue_name": work_queue if work_pool else None,
             },
             flow_name=flow_name,
             flow_run_id=flow_run_id,
+            deployment=deployment,
             on_created=on_created,
         )
         key = str(run.flow_run.id)
@@ -143,6 +146,7 @@ class HistoryRun:
         request: dict[str, Any],
         flow_name: str,
         flow_run_id: UUID | None,
+        deployment: Deployment | None,
         on_created: OnCreated | None,
     ) -> None:
         self.flow_name = flow_name
@@ -153,6 +157,7 @@ class HistoryRun:
         )
         self._server = server
         self._request = request
+        self._deployment = deployment
         self._on_created = on_created
         self._lock = threading.Lock()  # events and log lines come from other threads
         self._loop = asyncio.get_running_loop()
@@ -242,6 +247,8 @@ class HistoryRun:
             except ServerRefused:  # it was deleted, or its database was exchanged
                 self.flow_run_id = None
         if self.flow_run_id is None:
+            if self._deployment is not None and (deployment_id := await self._deployment()):
+                self._request["deployment_id"] = str(deployment_id)
             made = await self._server.make_flow_run(self.flow_name, self._request | {"state": running})
             flow_id, self.flow_run_id = made["flow_id"], UUID(made["id"])
             if made["state_type"] != "RUNNING":  # an earlier attempt of the same job

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -78,7 +78,10 @@ def amounts_of(request: ResourceRequest) -> Amounts:
 
 
 class LeaseDesk(Desk):
-    """A desk over the rows of `records.leases`. One for each running job; they share a `Switchboard`."""
+    """A desk over the rows of `records.leases`. One for each running job; they share a `Switchboard`.
+
+    steps_s     how long its operators took lately, by name: for forecasts.
+    """
 
     def __init__(
         self,
@@ -89,7 +92,9 @@ class LeaseDesk(Desk):
         job_id: uuid.UUID,
         owner: Owner,
         poll_s: float,
+        steps_s: Mapping[str, float] | None = None,
     ) -> None:
+        self.steps_s = steps_s or {}
         self.engine = engine
         self.persist = persist
         self.switchboard = switchboard
@@ -118,7 +123,7 @@ class LeaseDesk(Desk):
         def ask() -> Awaitable[leases.LeaseRow]:
             return self.persist(
                 leases.ask, self.engine, job_id=self.job_id, operator=operator, part=part, owner=self.owner,
-                amounts=amounts.as_json(), limit_s=limit_s, early=early,
+                amounts=amounts.as_json(), limit_s=limit_s, expected_s=self.steps_s.get(operator), early=early,
             )  # fmt: skip
 
         key = (self.job_id, operator, part)

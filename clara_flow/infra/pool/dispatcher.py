@@ -1,9 +1,9 @@
 """The dispatcher: one thread of one worker of the pool that keeps the ledger and answers everybody who asks.
 
-Every worker has one; an advisory lock of the database lets exactly one lead. The leader has the ledger in memory, loaded
-from the rows. Notices wake it (and a timer, in case one was lost); a notice names a job, and whatever it says, the rows
-of that job are read again: so a notice that comes twice, late or not at all does no harm. Decisions are written in one
-transaction on the very connection that holds the lock: a leader that lost the lock cannot grant anything.
+Every worker has one; an advisory lock of the database lets exactly one lead. The leader has the ledger in memory,
+loaded from the rows. Notices wake it (and a timer, in case one was lost); a notice names a job, and whatever it says,
+the rows of that job are read again: so a notice that comes twice, late or not at all does no harm. Decisions are
+written in one transaction on the very connection that holds the lock: a leader that lost it cannot grant anything.
 """
 
 from __future__ import annotations
