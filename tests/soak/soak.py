@@ -20,6 +20,7 @@ from typing import Any
 
 from platform_fixture import clara_flow, processes_below
 from soak import invariants, workload
+from soak.containers import ContainerMarks
 from soak.invariants import Expected, Violations
 from soak.kills import Machine, Target
 from soak.workload import CATALOG, Kind
@@ -29,6 +30,7 @@ from clara_flow.deployments import trigger
 from clara_flow.deployments.trigger import Compiled, House
 from clara_flow.errors import ServiceError
 from clara_flow.infra.images.catalog import installed
+from clara_flow.infra.launchers.docker import JOB_LABEL
 from clara_flow.infra.postgres import records_url
 from clara_flow.records import jobs
 from clara_flow.records.database import connect
@@ -66,7 +68,7 @@ def soak_settings(folder: Path, **more: Any) -> Settings:
 class Soak:
     """One platform, its jobs, its kills.
 
-    image       of containers; None: jobs run as processes.
+    image       of containers; None: jobs run as processes. `containers` are their marks.
     open_jobs   how many are under way at once.
     """
 
@@ -75,6 +77,7 @@ class Soak:
     seed: int
     image: str | None = None
     engine_api: Any = None
+    containers: ContainerMarks | None = None
     open_jobs: int = 5
     expected: dict[uuid.UUID, Expected] = field(default_factory=dict)
     killed: Counter[str] = field(default_factory=Counter)
@@ -249,11 +252,9 @@ class Soak:
         wrong += invariants.find_files(self.engine, store, rows)
         wrong += invariants.find_volumes(rows.keys())
         wrong += invariants.find_operators(self.settings.data_dir)
-        if self.image is None:
-            wrong += invariants.check_marks(invariants.read_marks(self.marks), invariants.seals(rows.values(), store))
-        else:
-            from clara_flow.infra.launchers.docker import JOB_LABEL
-
+        marks = self.containers.marks if self.containers else invariants.read_marks(self.marks)
+        wrong += invariants.check_marks(marks, invariants.seals(rows.values(), store))
+        if self.engine_api is not None:
             wrong += invariants.find_containers(self.engine_api, rows.keys(), JOB_LABEL)
         runs = invariants.flow_runs(look(self.settings).prefect_api_url)
         return wrong + invariants.check_flow_runs(runs, rows)

@@ -18,11 +18,13 @@ import yaml
 from platform_fixture import processes_below
 from postgres_fixture import database_url  # noqa: F401
 from soak import invariants, workload
+from soak.containers import ContainerStory
 from soak.invariants import Expected, Mark
 from soak.kills import Machine
 from waiting import eventually
 
 from clara_flow.flows.compiler import compile_pipeline
+from clara_flow.infra.launchers.docker import JOB_LABEL, OPERATOR_LABEL
 from clara_flow.infra.launchers.supervise import MARK
 from clara_flow.records import database, jobs, payloads, pipelines
 from clara_flow.records.job_queue import MOST_REQUEUES
@@ -308,6 +310,28 @@ def test_containers_that_are_left() -> None:
             return [{"Id": "0" * 64, "Labels": {"job": str(JOB)}}, {"Id": "1" * 64, "Labels": {"job": str(OTHER)}}]
 
     assert invariants.find_containers(Engine(), [JOB], "job") == [f"container {'0' * 12} of job {JOB} is left"]
+
+
+def test_what_the_engine_tells_of_containers_becomes_marks() -> None:
+    taken = ContainerStory()
+
+    def event(action: str, identity: str, at_ns: int, **facts: str) -> None:
+        labels = {JOB_LABEL: str(JOB), OPERATOR_LABEL: "a"} | facts
+        taken.take({"Action": action, "timeNano": at_ns, "Actor": {"ID": identity, "Attributes": labels}})
+
+    event("start", "1", 10)
+    event("die", "1", 20, exitCode="137")
+    event("start", "2", 30)
+    event("start", "3", 40)
+    event("die", "2", 50, exitCode="0")
+    taken.take({"Action": "start", "timeNano": 60, "Actor": {"ID": "4", "Attributes": {}}})
+    assert [(mark.word, mark.at_ns) for mark in taken.marks] == [
+        ("begin", 10),
+        ("begin", 30),
+        ("overlap", 40),
+        ("begin", 40),
+        ("end", 50),
+    ]
 
 
 # The jobs themselves, and who is killed

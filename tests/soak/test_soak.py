@@ -9,11 +9,14 @@ import os
 import random
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import docker
 import pytest
 from platform_fixture import free_port
+from soak.containers import ContainerMarks
 from soak.soak import Soak, soak_settings
 
 ONCE_EACH = (
@@ -81,12 +84,9 @@ def test_hundreds_of_kills(make_soak: Any) -> None:
 @pytest.mark.soak
 @pytest.mark.docker
 def test_kills_while_containers_run(make_soak: Any, docker_engine: str, base_image: str) -> None:
-    import docker
-
     seed = int(os.environ.get("SOAK_SEED", secrets.randbelow(10**6)))
     print(f"SOAK_SEED={seed}")
-    api = docker.APIClient(base_url=docker_engine)
     settings = {"docker_base_url": docker_engine, "runtime": "docker"}
-    soak = make_soak(seed, image=base_image, engine_api=api, settings=settings)
-    endure(soak, drawn(seed, CONTAINER_WEIGHTS, 60), drain_s=300, settle_s=120)
-    api.close()
+    with closing(docker.APIClient(base_url=docker_engine)) as api, closing(ContainerMarks(docker_engine)) as marks:
+        soak = make_soak(seed, image=base_image, engine_api=api, containers=marks, settings=settings)
+        endure(soak, drawn(seed, CONTAINER_WEIGHTS, 60), drain_s=300, settle_s=120)
