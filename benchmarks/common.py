@@ -86,10 +86,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def chain(folder: Path, length: int, image: str | None = None, stamp: Path | None = None) -> Path:
+def chain(folder: Path, length: int, image: str | None = None, stamp: str = "") -> Path:
     """A definition of `length` no-op operators in a row; with `image` for Docker, else ours.
 
-    stamp   folder where the first one says when it ran.
+    stamp   name of a file in the first one's output that tells when it began.
     """
     container: dict[str, Any] = {"image": "bench/noop"}
     if image is not None:
@@ -99,7 +99,7 @@ def chain(folder: Path, length: int, image: str | None = None, stamp: Path | Non
         {
             "name": f"step-{number}",
             "container": container,
-            "variables": {"PYTHONPATH": str(NOOP)} | ({"NOOP_STAMP": str(stamp)} if stamp and not number else {}),
+            "variables": {"PYTHONPATH": str(NOOP)} | ({"NOOP_STAMP": stamp} if stamp and not number else {}),
             "requests": {"cpu": 1, "memory": 256},
             "input": [{"path": "/in"} | ({"from": f"step-{number - 1}"} if number else {})],
             "output": [{"path": "/out"}],

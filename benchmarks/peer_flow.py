@@ -12,7 +12,7 @@ from prefect import flow, task
 
 
 @task(persist_result=False)
-def operator(source: str, folder: str, program: str, stamp: str, run: str) -> str:
+def operator(source: str, folder: str, program: str, stamp: str) -> str:
     """One operator in a process; the folder of its output."""
     out = Path(folder) / "out"
     out.mkdir(parents=True)
@@ -20,7 +20,6 @@ def operator(source: str, folder: str, program: str, stamp: str, run: str) -> st
     manifest.write_text(json.dumps({"inputs": [{"path": source}], "outputs": [{"path": str(out)}]}))
     environment = {
         "CLARA_IO_MANIFEST": str(manifest),
-        "CLARA_JOB_ID": run,
         "NOOP_STAMP": stamp,
         "PATH": os.environ["PATH"],
     }
@@ -29,7 +28,7 @@ def operator(source: str, folder: str, program: str, stamp: str, run: str) -> st
 
 
 @flow(persist_result=False)
-async def chain(source: str, folder: str, program: str, stamp: str, run: str, length: int) -> None:
+async def chain(source: str, folder: str, program: str, stamp: str, length: int) -> None:
     """`length` operators in a row; only the first one stamps."""
     for number in range(length):
-        source = operator(source, f"{folder}/{number}", program, stamp if number == 0 else "", run)
+        source = operator(source, f"{folder}/{number}", program, stamp if number == 0 else "")

@@ -1,4 +1,7 @@
-"""Copies the files of all inputs to the output: the least that an operator can do. NOOP_STAMP: says when it ran."""
+"""Copies the files of all inputs to the output: the least that an operator can do.
+
+NOOP_STAMP  name of a file in the output that tells when it began, Unix time.
+"""
 
 import json
 import os
@@ -9,7 +12,7 @@ started = time.time()
 with open(os.environ["CLARA_IO_MANIFEST"]) as stream:  # noqa: PTH123  pathlib alone would double the start-up
     manifest = json.load(stream)
 if stamp := os.environ.get("NOOP_STAMP"):
-    with open(f"{stamp}/{os.environ['CLARA_JOB_ID']}", "w") as stream:  # noqa: PTH123
+    with open(f"{manifest['outputs'][0]['path']}/{stamp}", "w") as stream:  # noqa: PTH123
         stream.write(str(started))
 for entry in manifest["inputs"]:
     for name in os.listdir(entry["path"]):  # noqa: PTH208
