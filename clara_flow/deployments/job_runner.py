@@ -134,9 +134,9 @@ class JobRunner:
                 on_created=lambda flow_run_id: self._persist(jobs.note_flow_run, self.engine, job.id, flow_run_id),
             ) as run:
                 state: State[Any] = await flow(str(job.id), return_state=True)
-        if not run.complete:
-            await self._persist(jobs.mark_history_due, self.engine, job.id)
         after = await self._persist(jobs.get_job, self.engine, job.id)
+        if run.complete and after.state is JobState.STOPPED and after.fence == context.owner.token:
+            await self._persist(jobs.mark_history_due, self.engine, job.id, False)
         if after.state is JobState.RUNNING and after.fence == context.owner.token and not context.stop_reason:
             await state.aresult()  # raises what kept the flow from recording the job's end
             raise ClaraFlowError(f"the flow of job {job.id} ended {state.name} without recording it")

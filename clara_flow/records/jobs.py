@@ -156,6 +156,7 @@ def begin_job(
                     f"job {job_id} is not admitted to node {node} (any more)", job=str(job_id), node=job.node
                 )
             change(session, job, JobEvent.BEGIN, owner=owner)
+            job.history_due = True  # until its runner, or whoever comes after that, has told it
             session.flush()
             session.execute(sa.update(Lease).where(col(Lease.job_id) == job_id).values(owner=owner.token))
         job.flow_run_id = flow_run_id or job.flow_run_id

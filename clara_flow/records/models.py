@@ -133,7 +133,7 @@ class Job(Record, table=True):
     demand              what the pool must have for it, as `records.job_queue.QueuedJob` tells.
     preemptible         it may be sent back to the queue between two operators.
     node                where it was admitted to run; None while it waits for that.
-    history_due         Prefect has not been told everything of it yet.
+    history_due         it was begun, and Prefect has not been told everything of it yet.
     requeues, losses    how often it went back to the queue, and how many of those times because its runner was lost.
     fastio_mib          size of its FastIO volume.
     """
