@@ -63,6 +63,12 @@ def test_history_that_is_due(engine: sa.Engine, make_job: MakeJob) -> None:
     assert [job.id for job in jobs.history_due(engine)] == [second.id]
 
 
+def test_history_is_due_from_the_begin_on(engine: sa.Engine, make_job: MakeJob) -> None:
+    job = make_job()
+    assert not job.history_due
+    assert jobs.begin_job(engine, job.id, OWNER).history_due
+
+
 def test_the_flow_run_that_shows_a_job(engine: sa.Engine, make_job: MakeJob) -> None:
     job, flow_run, other = make_job(), uuid.uuid4(), uuid.uuid4()
     jobs.note_flow_run(engine, job.id, flow_run)
