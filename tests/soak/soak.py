@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 import time
 import uuid
 from collections import Counter
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from platform_fixture import clara_flow, processes_below
+from platform_fixture import CLARA_FLOW, command_environment, processes_below
 from soak import invariants, workload
 from soak.containers import ContainerMarks
 from soak.invariants import Expected, Violations
@@ -38,7 +39,7 @@ from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.models import Job
 from clara_flow.records.state_machine import JobPriority, JobState
 from clara_flow.services.platform import look, take_down
-from clara_flow.settings import Settings, load_settings
+from clara_flow.settings import Settings, environment_of, load_settings
 
 MOST_NEWS = 12  # a kill comes after so many changes of jobs and operators at most
 MOST_QUIET_S = 6.0  # or when nothing has changed for so long
@@ -94,13 +95,35 @@ class Soak:
         self.next_kinds: list[Kind] = workload.kinds_in_turn(self.chance)
         self.to_cancel: set[uuid.UUID] = set()
         self.compiled: dict[str, Compiled] = {}
+        self.rising: subprocess.Popen[bytes] | None = None
         self.began = time.monotonic()
 
     def up(self) -> None:
-        """What a hospital's init system does: `clara-flow up`, again when the supervisor is gone."""
-        done = clara_flow(self.settings, "up", "--detach", **self._environment())
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.tell("up")
+        """`clara-flow up`; returns when everything answers."""
+        self.rising = self._command_up()
+        self._eventually("clara-flow up returns", lambda: not self.rises(), UP_WITHIN_S)
+
+    def rises(self) -> bool:
+        """Whether `clara-flow up` is at work. One that failed, since what it started was killed, is repeated, as a
+        hospital's init system does."""
+        if self.rising is None:
+            return False
+        status = self.rising.poll()
+        if status is None:
+            return True
+        output = self.rising.communicate()[0]
+        self.tell("up" if status == 0 else f"clara-flow up ended with status {status}: {output.decode()}")
+        self.rising = self._command_up() if status else None
+        return self.rising is not None
+
+    def _command_up(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [CLARA_FLOW, "up", "--detach"],
+            env=command_environment(self.settings, **environment_of(self.settings)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def connect(self) -> None:
         """Connect to the records."""
@@ -113,6 +136,9 @@ class Soak:
         with suppress(AttributeError):
             self.bell.close()
             self.engine.dispose()
+        if self.rising is not None:
+            self.rising.kill()
+            self.rising.communicate()
         take_down(self.settings)
         shutil.rmtree(self.marks)
         print(*self.story, sep="\n")  # pytest shows it with a failure
@@ -132,7 +158,8 @@ class Soak:
         self.finish_kinds()
 
     def keep_busy(self) -> None:
-        """Have `open_jobs` under way, as far as the database answers."""
+        """Have `open_jobs` under way, as far as the database answers, and a supervisor."""
+        self.rises()
         with suppress(ServiceError):
             self.ask_for_ends()
             missing = self.open_jobs - len(self.open_ids())
@@ -211,13 +238,13 @@ class Soak:
         if target.job_id in self.expected:
             self.expected[target.job_id].operator_kills += 1
         if part == "supervisor":
-            self.up()
+            self.rising = self._command_up()
 
     def drain(self, within_s: float) -> None:
         """Until every job is over and every service answers."""
 
         def is_up() -> bool:
-            return look(self.settings).is_up
+            return not self.rises() and look(self.settings).is_up
 
         def is_over() -> bool:
             with suppress(ServiceError):
@@ -284,8 +311,3 @@ class Soak:
         with suppress(ServiceError):
             return jobs.list_jobs(self.engine, states=(JobState.PENDING, JobState.RUNNING))
         return []
-
-    def _environment(self) -> dict[str, str]:
-        from clara_flow.settings import environment_of
-
-        return environment_of(self.settings)
