@@ -261,6 +261,7 @@ def test_a_dead_servers_pid_that_a_stranger_has_got(server: EmbeddedPostgres) ->
     pid_file = server.cluster / "postmaster.pid"
     lines = pid_file.read_text().splitlines()
     pid_file.write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
+    (server.socket_dir / ".s.PGSQL.5432.lock").write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
     try:
         assert not server.is_running()
         assert server.stop() is False

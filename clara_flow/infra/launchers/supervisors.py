@@ -25,6 +25,7 @@ from clara_flow.infra.launchers import supervise
 
 HELLO_WAIT_S = 30.0  # a machine on which a fork takes longer can launch nothing
 END_WAIT_S = 5.0
+TRIES = 3  # a server may be killed with an order in its hands, and so may the next one
 # Imported, not run as a script: a script would be compiled anew at each start.
 SERVE = "; ".join(
     (
@@ -104,7 +105,7 @@ def start_supervisor(order: dict[str, Any], *, lifeline: int, output: int) -> Su
     """
     with os.fdopen(os.memfd_create("order"), "wb+", buffering=0) as text:
         text.write(json.dumps(order).encode())
-        for _ in range(2):  # the server may have been killed since the last operator
+        for _ in range(TRIES):
             report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs:
                 is_sent = _send([text.fileno(), lifeline, theirs.fileno(), output])
@@ -144,14 +145,16 @@ def _running_server() -> _Server:
 
 
 def _send(descriptors: list[int]) -> bool:
-    """Give the server an order, a new one where there is none; False when it has died."""
+    """Give the server an order, a new one where the last has died; False when that has died as well."""
     with _lock:
-        try:
-            socket.send_fds(_running_server().orders, [b"o"], descriptors)
-        except ConnectionError:
-            _end_server()
-            return False
-        return True
+        for _ in range(2):
+            try:
+                socket.send_fds(_running_server().orders, [b"o"], descriptors)
+            except ConnectionError:
+                _end_server()
+            else:
+                return True
+        return False
 
 
 def _end_server() -> None:

@@ -288,9 +288,10 @@ class EmbeddedPostgres:
         partial.rename(self.cluster)
 
     def _clear_remains(self) -> None:
-        """After a crash: wait for the dead server's children, then take away its pid file.
+        """After a crash: wait for the dead server's children, then take away its pid file and its socket's.
 
-        PostgreSQL would refuse to start when another process has got the dead server's id in the meantime.
+        PostgreSQL would refuse to start when another process has got the dead server's id in the meantime, or while
+        nobody has buried the dead server.
         """
         deadline = time.monotonic() + self.timeout_s
         while remains := [process for process in psutil.process_iter() if self._is_ours(process)]:
@@ -301,6 +302,7 @@ class EmbeddedPostgres:
                 )
             time.sleep(POLL_S)
         (self.cluster / "postmaster.pid").unlink(missing_ok=True)
+        (self.socket_dir / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
 
     def _make_socket_dir(self, account: Account) -> None:
         folder = self.socket_dir

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import uuid
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 from waiting import eventually
 
 from clara_flow.errors import OperatorError, OperatorLost, StorageError
-from clara_flow.infra.launchers import supervise
+from clara_flow.infra.launchers import supervise, supervisors
 from clara_flow.infra.launchers.base import Stop
 from clara_flow.infra.launchers.owner import Owner
 from clara_flow.infra.launchers.process import MARK, ProcessLauncher
@@ -111,6 +113,19 @@ async def test_a_killed_fork_server_is_replaced_and_takes_nothing_with_it(tmp_pa
     assert await launcher.run(make_spec(tmp_path, "print(1)"), stop=Stop(), on_line=lines.append)
     assert lines == ["up", "on", "1"]
     assert servers[0].pid == warm != fork_server().pid
+
+
+async def test_a_fork_server_killed_with_an_order_in_its_hands_is_replaced(tmp_path: Path) -> None:
+    launcher = ProcessLauncher(tmp_path / "state")
+    lines: list[str] = []
+    start_server()
+    server = fork_server()
+    server.suspend()
+    running = asyncio.create_task(launcher.run(make_spec(tmp_path, "print(1)"), stop=Stop(), on_line=lines.append))
+    await asyncio.to_thread(eventually, has_an_unread_order)
+    server.kill()
+    await running
+    assert lines == ["1"]
 
 
 async def test_operators_start_beside_each_other(tmp_path: Path) -> None:
@@ -216,6 +231,13 @@ def fork_server() -> psutil.Process:
     """The one of this process."""
     (server,) = [child for child in psutil.Process().children() if "supervise.serve()" in " ".join(child.cmdline())]
     return server
+
+
+def has_an_unread_order() -> bool:
+    """Whether the fork server has not read all that it was sent (SIOCOUTQ of unix(7))."""
+    server = supervisors._server
+    assert server is not None
+    return any(fcntl.ioctl(server.orders, termios.TIOCOUTQ, bytes(4)))
 
 
 def start_marked(mark: str) -> subprocess.Popen[bytes]:
