@@ -6,6 +6,7 @@ python -m clara_flow.deployments.job_runner
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import socket
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from clara_flow.infra.history.run_history import RunHistory
 from clara_flow.infra.images.catalog import installed
 from clara_flow.infra.launchers.base import Launcher
 from clara_flow.infra.launchers.registry import create_launcher
+from clara_flow.infra.launchers.supervisors import start_server
 from clara_flow.infra.pool import zygote
 from clara_flow.infra.pool.desk import Desk, GangDesk, LeaseDesk, Switchboard
 from clara_flow.infra.postgres import records_url
@@ -44,6 +46,21 @@ from clara_flow.tasks.job_context import ABANDONED, CANCELLED, JobContext, runni
 log = logging.getLogger(__name__)
 
 MODEL_STEP = 0.05  # the least progress of a model that is worth a notice
+
+# What others import only when a flow runs: half a second in the first job of each runner. Here the zygote does it once.
+IMPORTED_LATE = (
+    "anyio._backends._asyncio",
+    "clara_flow.infra.launchers.docker",
+    "clara_flow.infra.launchers.process",
+    "fastapi.encoders",
+    "graphviz",
+    "prefect._internal.states",
+    "prefect.concurrency._events",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.telemetry.run_telemetry",
+    "prefect.utilities.visualization",
+)
 
 
 @dataclass
@@ -65,10 +82,11 @@ class JobRunner:
         self.store = PayloadStore(settings.data_dir / "payloads")
         self.catalog = installed(settings.catalogs)
         self.fastio = FastIOVolumes()
-        self.engine = connect(records_url(settings))
+        self.engine = connect(records_url(settings), pre_ping=False)  # a call on a lost connection is repeated
         self.switchboard = Switchboard(self.engine, on_stop=self._on_stop, on_yield=self._on_yield)
         self.history = RunHistory(PREFECT_API_URL.value())
         await self.history.open()
+        await asyncio.to_thread(start_server)
 
     async def close(self) -> None:
         """Let go of everything."""
@@ -234,5 +252,7 @@ class ModelNews:
 
 
 if __name__ == "__main__":
+    for module in IMPORTED_LATE:
+        importlib.import_module(module)
     log_to_stderr()
     zygote.main(JobRunner)
