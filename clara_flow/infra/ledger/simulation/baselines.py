@@ -154,19 +154,19 @@ def _place(ask: Ask, rooms: dict[str, _Room], now: float) -> tuple[Lease, ...]:
 
 
 class FirstComeFirstServed(StrictOrder):
-    """Every operator asks for itself; who came first, by its job's arrival, is served first, whatever its priority."""
+    """Every operator asks for itself; those of the job that came first are served first, whatever its priority."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._arrived: dict[UUID, float] = {}
-        self._order: list[tuple[float, float, int, UUID]] = []
+        self._place: dict[UUID, int] = {}
+        self._order: list[tuple[int, int, UUID]] = []
         self._numbers = count()
 
     def ask(self, ask: Ask) -> None:
         """See Scheduler."""
         super().ask(ask)
-        arrived = self._arrived.setdefault(ask.job_id, ask.asked)
-        heappush(self._order, (arrived, ask.asked, next(self._numbers), ask.id))
+        number = next(self._numbers)
+        heappush(self._order, (self._place.setdefault(ask.job_id, number), number, ask.id))
 
     def _next(self) -> Ask | None:
         while self._order and self._order[0][-1] not in self._asks:
