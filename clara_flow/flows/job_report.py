@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import acreate_image_artifact, acreate_link_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact
 
 from clara_flow.flows import drawing
 from clara_flow.plan import Plan
@@ -27,21 +26,16 @@ async def publish(plan: Plan, operators: Iterable[JobOperator], payload: Payload
     operators, the link to the payload folder, and the pictures among the results.
     """
     rows = list(operators)
-    key = re.sub(r"[^a-z0-9]+", "-", plan.name.lower()).strip("-") or "pipeline"
     states = {row.name: str(row.detail) for row in rows}
     drawn = await asyncio.to_thread(drawing.to_svg, plan, states)
-    wanted: list[Coroutine[Any, Any, UUID]] = [
-        acreate_image_artifact(
-            image_url=_data_uri(drawn.encode(), ".svg"), key=f"{key}-pipeline", description=f"The pipeline {plan.name}"
-        ),
-        acreate_table_artifact(table=[_row(row) for row in rows], key=f"{key}-operators", description="Operators"),
-        acreate_link_artifact(
-            link=payload.path.as_uri(), link_text=str(payload.path), key=f"{key}-payload", description="Payload folder"
-        ),
+    image = _data_uri(drawn.encode(), ".svg")
+    wanted: list[Coroutine[Any, Any, UUID]] = [  # without keys: versions of each other they are not, and keys cost time
+        acreate_image_artifact(image_url=image, description=f"The pipeline {plan.name}"),
+        acreate_markdown_artifact(markdown=_report(rows, payload), description="Operators and payload"),
     ]
     for picture in await asyncio.to_thread(_pictures, plan, payload):
         uri = _data_uri(picture.read_bytes(), picture.suffix)
-        wanted.append(acreate_image_artifact(image_url=uri, key=f"{key}-result", description=picture.name))
+        wanted.append(acreate_image_artifact(image_url=uri, description=picture.name))
     await asyncio.gather(*wanted)
 
 
@@ -54,16 +48,28 @@ def _pictures(plan: Plan, payload: PayloadFolder) -> list[Path]:
     return found[:SHOWN_PICTURES]
 
 
-def _row(operator: JobOperator) -> dict[str, Any]:
-    return {
-        "operator": operator.name,
-        "state": str(operator.detail),
-        "waited (s)": _rounded(operator.waited_s),
-        "run time (s)": _rounded(operator.run_time_s),
-        "peak memory (MiB)": None if operator.peak_memory_bytes is None else operator.peak_memory_bytes // 2**20,
-        "exit code": operator.exit_code,
-        "message": operator.message,
-    }
+HEADINGS = ("operator", "state", "waited (s)", "run time (s)", "peak memory (MiB)", "exit code", "message")
+
+
+def _report(operators: Iterable[JobOperator], payload: PayloadFolder) -> str:
+    """The table of operators and the link to the payload folder, in Markdown."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(_row(operator) for operator in operators)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\nPayload folder: [{payload.path}]({payload.path.as_uri()})\n"
+
+
+def _row(operator: JobOperator) -> tuple[str, ...]:
+    peak = operator.peak_memory_bytes
+    facts = (
+        operator.name,
+        str(operator.detail),
+        _rounded(operator.waited_s),
+        _rounded(operator.run_time_s),
+        None if peak is None else peak // 2**20,
+        operator.exit_code,
+        operator.message,
+    )
+    return tuple("" if fact is None else str(fact).replace("|", "\\|").replace("\n", "<br>") for fact in facts)
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -134,11 +134,12 @@ def test_prefect_shows_tasks_edges_tags_logs_and_artifacts(house: House, submit:
     wanted = {"logs": {"flow_run_id": {"any_": [str(run_id)]}}}
     eventually(lambda: "hello" in [line["message"] for line in prefect(house, "POST", "/logs/filter", json=wanted)])
     found = prefect(house, "POST", "/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [str(run_id)]}}})
-    artifacts = {artifact["key"]: artifact for artifact in found}
-    assert set(artifacts) == {"tiny-pipeline", "tiny-operators", "tiny-payload"}
-    assert artifacts["tiny-pipeline"]["type"] == "image"
-    assert artifacts["tiny-operators"]["data"].count("Completed") == 5
-    assert outcome.payload.path.as_uri() in artifacts["tiny-payload"]["data"]
+    artifacts = {artifact["description"]: artifact for artifact in found}
+    assert set(artifacts) == {"The pipeline tiny", "Operators and payload"}
+    assert artifacts["The pipeline tiny"]["type"] == "image"
+    report = artifacts["Operators and payload"]["data"]
+    assert report.count("| Completed |") == 5
+    assert outcome.payload.path.as_uri() in report
 
 
 def test_a_failure_skips_downstream_lets_siblings_finish_and_is_told(house: House, submit: Submit) -> None:
