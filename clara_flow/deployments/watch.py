@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from clara_flow.records.payload_store import PayloadFolder
 from clara_flow.records.state_machine import JobState, JobStatus, OperatorStatus
 
 POLL_S = 2.0  # a lost notice costs no more
+LOOK_S = 0.1  # operators' news are told together when they come quicker than people read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ class JobWatch:
                 rows = jobs.list_operators(engine, job_id)
                 on_progress(Progress(job=job, operators=rows, reasons=self._reasons))
                 if job.state is JobState.STOPPED:
-                    return outcome(self._house, job)
+                    return outcome(self._house, job, rows)
                 for facts in self._notices():
                     if "model" in facts:
                         on_model(facts["model"], facts["done"], facts["message"])
@@ -108,18 +110,23 @@ class JobWatch:
             self._bell.close()
 
     def _notices(self) -> list[dict[str, Any]]:
-        """Wait for notices about this job; an empty list after POLL_S without one, or when it shall be cancelled."""
-        while self._cancel is None and (notices := self._bell.wait(POLL_S)):
-            mine = [facts for _, facts in notices if facts.get("job") == str(self._job_id) or "reconnected" in facts]
-            if mine:
-                return mine
-        return []
+        """Wait for notices about this job; an empty list after POLL_S without one, or when it shall be cancelled.
+
+        Returns at once when the job itself has changed, else with all that comes within LOOK_S.
+        """
+        mine: list[dict[str, Any]] = []
+        until = time.monotonic() + POLL_S
+        while self._cancel is None and (left_s := until - time.monotonic()) > 0:
+            for _, facts in self._bell.wait(left_s):
+                if facts.get("job") == str(self._job_id) or "reconnected" in facts:
+                    mine.append(facts)
+                    until = min(until, time.monotonic() + LOOK_S) if facts.get("operator") else 0.0
+        return mine
 
 
-def outcome(house: House, job: Job) -> JobOutcome:
-    """What became of a job, from the records and its payload."""
+def outcome(house: House, job: Job, rows: list[JobOperator]) -> JobOutcome:
+    """What became of a job, with the rows of its operators, from its payload."""
     plan = Plan.model_validate(pipelines.get_pipeline(house.engine, job.pipeline_id).plan)
-    rows = jobs.list_operators(house.engine, job.id)
     folder = house.store.folder(job.payload_id)
     completed = {row.name for row in rows if row.status is OperatorStatus.COMPLETED}
     sinks = {operator.name for operator in plan.operators if not operator.outputs}
@@ -138,7 +145,7 @@ def outcome(house: House, job: Job) -> JobOutcome:
         if record.is_file():
             deliveries[name] = json.loads(record.read_text(encoding="utf-8"))
     return JobOutcome(
-        job=jobs.get_job(house.engine, job.id),
+        job=job,
         plan=plan,
         operators=rows,
         payload=folder,

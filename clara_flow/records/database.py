@@ -102,6 +102,17 @@ def transaction(engine: sa.Engine) -> Iterator[Session]:
 
 
 @contextlib.contextmanager
+def reading(engine: sa.Engine) -> Iterator[Session]:
+    """A session for a query: without the round trips of begin and commit. Objects stay usable after it.
+
+    Raises ServiceError as `transaction` does.
+    """
+    single = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with naming_connection_problems(engine), Session(single, expire_on_commit=False) as session:
+        yield session
+
+
+@contextlib.contextmanager
 def statements(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A connection on which each statement is a transaction of its own, without the round trips of begin and commit.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
+import select
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -82,15 +82,14 @@ class Doorbell:
 
     def _interrupted(self, deadline: float) -> bool:
         """Wait for the connection to say something or the time to try again; whether somebody interrupted."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._interruption, selectors.EVENT_READ)
-            if self._connection is None:
-                until = min(deadline, self._retry_at)
-            else:
-                selector.register(self._connection.fileno(), selectors.EVENT_READ)
-                until = deadline
-            ready = selector.select(max(0.0, until - time.monotonic()))
-        if any(key.fd == self._interruption for key, _ in ready):
+        poller, until = select.poll(), deadline
+        poller.register(self._interruption, select.POLLIN)
+        if self._connection is None:
+            until = min(deadline, self._retry_at)
+        else:
+            poller.register(self._connection.fileno(), select.POLLIN)
+        ready = poller.poll(max(0.0, until - time.monotonic()) * 1000)
+        if any(descriptor == self._interruption for descriptor, _ in ready):
             os.eventfd_read(self._interruption)
             return True
         return False

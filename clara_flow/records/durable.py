@@ -27,6 +27,10 @@ def sync(path: Path) -> None:
 
 def sync_all(paths: Iterable[Path]) -> None:
     """Flush many files or folders."""
+    paths = list(paths)
+    if len(paths) == 1:  # a thread would take longer to start
+        sync(paths[0])
+        return
     with ThreadPoolExecutor(SYNC_THREADS) as pool:
         for _ in pool.map(sync, paths):
             pass

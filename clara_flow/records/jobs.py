@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlmodel import col, select
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
-from clara_flow.records.database import statements, transaction
+from clara_flow.records.database import reading, statements, transaction
 from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans
 from clara_flow.records.models import Job, JobOperator, Lease, OnRestart, Payload
 from clara_flow.records.operators import (
@@ -207,6 +207,14 @@ def cancel_job(engine: sa.Engine, job_id: uuid.UUID, *, reason: str = "") -> Job
         return change(session, job, JobEvent.REQUEST_CANCEL, messages=[reason] if reason else [])
 
 
+FOUND = (
+    select(Job)
+    .where(col(Job.id).between(sa.bindparam("first"), sa.bindparam("last")))
+    .order_by(col(Job.created).desc())
+    .limit(SHOWN_HITS + 1)
+)
+
+
 def get_job(engine: sa.Engine, reference: str | uuid.UUID) -> Job:
     """The job of that id, or of the unique beginning of an id (dashes may be left out).
 
@@ -216,9 +224,8 @@ def get_job(engine: sa.Engine, reference: str | uuid.UUID) -> Job:
     if not prefix or len(prefix) > ID_DIGITS or prefix.strip("0123456789abcdef"):
         raise InputError(f"{str(reference)!r} is no job id: ids are hexadecimal", reference=str(reference))
     first, last = (uuid.UUID(prefix.ljust(ID_DIGITS, digit)) for digit in "0f")  # a range, which the index finds
-    query = select(Job).where(col(Job.id).between(first, last)).order_by(col(Job.created).desc())
-    with transaction(engine) as session:
-        hits = session.exec(query.limit(SHOWN_HITS + 1)).all()
+    with reading(engine) as session:
+        hits = session.exec(FOUND, params={"first": first, "last": last}).all()
     if not hits:
         raise InputError(f"there is no job {reference}", reference=str(reference))
     if len(hits) > 1:
@@ -250,33 +257,33 @@ def list_jobs(
         query = query.where(col(Job.created) > created_after)
     if completed_before is not None:
         query = query.where(col(Job.stopped) < completed_before)
-    with transaction(engine) as session:
+    with reading(engine) as session:
         return list(session.exec(query))
 
 
 def is_owned(engine: sa.Engine, job_id: uuid.UUID, owner: Owner) -> bool:
     """Whether `owner` still runs the job: to be asked before anything leaves the house."""
-    with transaction(engine) as session:
+    with reading(engine) as session:
         job = session.get(Job, job_id)
         return job is not None and job.state is JobState.RUNNING and job.fence == owner.token
 
 
 def note_flow_run(engine: sa.Engine, job_id: uuid.UUID, flow_run_id: uuid.UUID | None) -> None:
     """Note which Prefect flow run shows the job; None: none does any more."""
-    with transaction(engine) as session:
-        session.execute(sa.update(Job).where(col(Job.id) == job_id).values(flow_run_id=flow_run_id))
+    with statements(engine) as connection:
+        connection.execute(sa.update(Job).where(col(Job.id) == job_id).values(flow_run_id=flow_run_id))
 
 
 def mark_history_due(engine: sa.Engine, job_id: uuid.UUID, due: bool = True) -> None:
     """Note that Prefect was not, or (`due` False) was now, told everything of the job."""
-    with transaction(engine) as session:
-        session.execute(sa.update(Job).where(col(Job.id) == job_id).values(history_due=due))
+    with statements(engine) as connection:
+        connection.execute(sa.update(Job).where(col(Job.id) == job_id).values(history_due=due))
 
 
 def history_due(engine: sa.Engine, *, limit: int = 100) -> list[Job]:
     """The first stopped jobs of which Prefect was not told everything."""
     query = select(Job).where(col(Job.history_due), col(Job.state) == JobState.STOPPED).order_by(col(Job.stopped))
-    with transaction(engine) as session:
+    with reading(engine) as session:
         return list(session.exec(query.limit(limit)))
 
 

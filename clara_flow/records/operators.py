@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlmodel import Session, col
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
-from clara_flow.records.database import transaction
+from clara_flow.records.database import reading, transaction
 from clara_flow.records.models import Job, JobOperator, Lease
 from clara_flow.records.owner import Owner
 from clara_flow.records.state_machine import FAILURES, JobState, OperatorEvent, OperatorPhase, OperatorStatus
@@ -154,7 +154,7 @@ def operator_reset(engine: sa.Engine, job_id: uuid.UUID, operator: str, owner: O
 
 def list_operators(engine: sa.Engine, job_id: uuid.UUID) -> list[JobOperator]:
     """The operators of a job, in the plan's order."""
-    with transaction(engine) as session:
+    with reading(engine) as session:
         return operators_of(session, job_id)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, select
 
 from clara_flow.errors import InputError
-from clara_flow.records.database import transaction
+from clara_flow.records.database import reading, transaction
 from clara_flow.records.models import VARIANT, Pipeline
 
 
@@ -52,7 +52,7 @@ def create_pipeline(
 
 def get_pipeline(engine: sa.Engine, pipeline_id: uuid.UUID) -> Pipeline:
     """The pipeline of that id. Raises InputError when there is none."""
-    with transaction(engine) as session:
+    with reading(engine) as session:
         pipeline = session.get(Pipeline, pipeline_id)
         if pipeline is None:
             raise InputError(f"there is no pipeline {pipeline_id}", pipeline_id=pipeline_id)

@@ -76,11 +76,12 @@ def locked(session: Session, job_id: uuid.UUID) -> Job:
     return job
 
 
+OPERATORS = select(JobOperator).where(col(JobOperator.job_id) == sa.bindparam("id")).order_by(col(JobOperator.position))
+
+
 def operators_of(session: Session, job_id: uuid.UUID) -> list[JobOperator]:
     """The operators of a job, in the plan's order."""
-    return list(
-        session.exec(select(JobOperator).where(col(JobOperator.job_id) == job_id).order_by(col(JobOperator.position)))
-    )
+    return list(session.exec(OPERATORS, params={"id": job_id}))
 
 
 def check_owner(job: Job, owner: Owner) -> None:

@@ -157,7 +157,7 @@ class ProcessAttempt(Attempt):
             raise RuntimeError("follow comes after launch")
         reports, report = self.supervisor.report.fileno(), b""
         limit_bytes = self.spec.request.memory_mib * 2**20
-        peak_bytes, out_of_memory, next_look = 0, False, 0.0
+        peak_bytes, out_of_memory, next_look = 0, False, time.monotonic() + WATCH_EVERY_S
         poller = select.poll()
         poller.register(self.output, select.POLLIN)
         poller.register(reports, select.POLLIN)
