@@ -87,7 +87,7 @@ def test_a_hard_quota_refuses_what_exceeds_it_and_holds_back_the_rest() -> None:
         (0.5, 0, [10, 10]),  # together they keep the GPU just busy: nobody is slowed down
         (1.0, 0, [20, 20]),
         (1.0, 5, [15, 20]),  # 5 s alone, 10 s at half speed; then the other is alone for its last 5 s
-        (0.75, 0, [13.75, 13.75]),  # 10 * (0.25 + 0.75 * 1.5)
+        (0.75, 0, [15, 15]),
     ],
 )
 def test_who_shares_a_gpu_is_slowed_down_by_what_it_lacks(busy: float, second_at: float, expected: list[float]) -> None:

@@ -97,7 +97,8 @@ def test_nobody_waits_longer_than_the_ledger_promises(load: Workload) -> None:
     figures = report(run(load))
     assert figures.bound_used is not None
     assert figures.bound_used <= 1
-    assert 0 <= figures.gpu_used <= 1
+    assert 0 <= figures.gpu_used <= 1 + 1e-9
+    assert all(0 <= hour.gpu_used <= 1 + 1e-9 for hour in figures.hours)
     assert figures.losses == 0
 
 

@@ -328,22 +328,17 @@ class Simulation:
             self._at(self.now + run.left_s / run.rate, partial(self._operator_ended, job, run, run.version))
 
     def _device_changed(self, devices: tuple[str, ...]) -> None:
-        """Those who share a GPU slow each other down where together they would keep it busy for more than all its time.
-
-        An operator that alone keeps the GPU busy for the share b of its time takes (1 - b) + b * max(1, sum of all b)
-        times as long.
-        """
+        """Those who together would keep a GPU busy for more than all its time are slowed down until it is just that."""
         for uuid in devices:
             runs = self._on_device[uuid]
-            demand = max(1.0, sum(run.operator.duration.gpu_busy for run in runs.values()))
+            busy = sum(run.operator.duration.gpu_busy for run in runs.values())
+            rate = 1.0 / max(1.0, busy)
             for (job_id, _), run in runs.items():
-                busy = run.operator.duration.gpu_busy
-                rate = 1.0 / (1.0 - busy + busy * demand)
                 if rate != run.rate:
                     run.left_s -= (self.now - run.since) * run.rate
                     run.since, run.rate = self.now, rate
                     self._set_pace(self._jobs[job_id], run)
-            self._busy[uuid] = sum(run.operator.duration.gpu_busy * run.rate for run in runs.values())
+            self._busy[uuid] = min(1.0, busy)
 
     def _operator_ended(self, job: Job, run: Run, version: int) -> None:
         if job.runs.get(run.operator.name) is not run or run.version != version:
