@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 NAME = "postgresql"
+PATIENCE_S = 30.0  # with a server that recovers from the crash of one of its processes
 SECRET_PARAMETERS = {"password", "sslpassword"}
 
 
@@ -67,10 +68,10 @@ class EmbeddedService(Service):
 
     def start(self) -> None:
         """Start it where it does not run, wait until it answers, bring our tables up to date."""
-        from clara_flow.records.database import migrate
+        from clara_flow.records.database import migrate, persistently
 
         self.server.start()
-        migrate(self.address)
+        persistently(migrate, self.address, patience_s=PATIENCE_S)
 
     def is_alive(self) -> bool:
         """Whether its main process runs."""

@@ -272,6 +272,17 @@ def test_a_dead_servers_pid_that_a_stranger_has_got(server: EmbeddedPostgres) ->
         stranger.wait()
 
 
+def test_a_server_that_recovers_is_waited_for(server: EmbeddedPostgres) -> None:
+    server.start()
+    for _ in range(3):
+        with psycopg.connect(server.url()) as connection:
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+        assert server.start() is False
+        assert ask(server, "SELECT 42") == [(42,)]
+
+
 def test_an_interrupted_initdb_is_begun_anew(make_server: Callable[..., EmbeddedPostgres]) -> None:
     server = make_server()
     (server.data_dir / "data.partial").mkdir(parents=True)

@@ -43,7 +43,7 @@ from clara_flow.settings import Settings, environment_of, load_settings
 
 MOST_NEWS = 12  # a kill comes after so many changes of jobs and operators at most
 MOST_QUIET_S = 6.0  # or when nothing has changed for so long
-TARGET_WITHIN_S = 60.0
+TARGET_WITHIN_S = 120.0
 UP_WITHIN_S = 120.0
 
 
@@ -237,7 +237,7 @@ class Soak:
         self.tell(f"kill -9 {target.name}" + (f" of job {target.job_id}" if target.job_id else ""))
         if target.job_id in self.expected:
             self.expected[target.job_id].operator_kills += 1
-        if part == "supervisor":
+        if part == "supervisor" and self.rising is None:
             self.rising = self._command_up()
 
     def drain(self, within_s: float) -> None:

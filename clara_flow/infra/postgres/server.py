@@ -28,6 +28,8 @@ ROLE = "clara_flow"
 PORT = 5432  # names the socket file only: there is no TCP
 SOCKET_PATH_LIMIT = 107  # sun_path of unix(7), less its closing NUL
 POLL_S = 0.01
+RECOVERY_POLL_S = 0.1
+FAST_STOP_S = 20.0
 
 # Statements are never logged: they may carry what the log must not know.
 SERVER_OPTIONS = {
@@ -127,17 +129,21 @@ class EmbeddedPostgres:
             postmaster = self._postmaster()
             if postmaster is None:
                 return False
-            # "Fast" shutdown; then "immediate", after which the next start recovers.
-            for request in (signal.SIGINT, signal.SIGQUIT):
+            # "Fast" shutdown, for which a server that recovers from a crash may wait for ever; then "immediate", after
+            # which the next start recovers.
+            for request, limit_s in (
+                (signal.SIGINT, min(FAST_STOP_S, self.timeout_s)),
+                (signal.SIGQUIT, self.timeout_s),
+            ):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     postmaster.send_signal(request)
-                if self._wait_for_end(postmaster):
+                if self._wait_for_end(postmaster, limit_s):
                     return True
             raise self._problem(f"it does not stop (process {postmaster.pid})", remedy="End that process by hand.")
 
-    def _wait_for_end(self, postmaster: psutil.Process) -> bool:
+    def _wait_for_end(self, postmaster: psutil.Process, limit_s: float) -> bool:
         """Whether it ended in time. A zombie has ended: its parent, another process, has not noticed yet."""
-        deadline = time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + limit_s
         while self._postmaster() == postmaster:
             if time.monotonic() > deadline:
                 return False
@@ -313,19 +319,25 @@ class EmbeddedPostgres:
         account.make_folder(folder)
 
     def _create_databases(self) -> None:
+        """Wait until the server answers (one that recovers from a crash does not yet), see to our databases."""
         import psycopg
 
-        try:
-            with psycopg.connect(self.url("postgres"), autocommit=True, connect_timeout=10) as connection:
-                present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
-                for name in DATABASES:
-                    if name not in present:
-                        connection.execute(f'CREATE DATABASE "{name}"')
-        except psycopg.OperationalError as error:
-            raise self._problem(
-                f"it runs but does not answer: {str(error).strip()}",
-                remedy="Stop it (`clara-flow down`) and start again.",
-            ) from None
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                with psycopg.connect(self.url("postgres"), autocommit=True, connect_timeout=10) as connection:
+                    present = {row[0] for row in connection.execute("SELECT datname FROM pg_database")}
+                    for name in DATABASES:
+                        if name not in present:
+                            connection.execute(f'CREATE DATABASE "{name}"')
+                return
+            except psycopg.OperationalError as error:
+                if self._postmaster() is None or time.monotonic() > deadline:
+                    raise self._problem(
+                        f"it runs but does not answer: {str(error).strip()}",
+                        remedy="Stop it (`clara-flow down`) and start again.",
+                    ) from None
+                time.sleep(RECOVERY_POLL_S)
 
 
 def disk_full(folder: Path) -> StorageError:
