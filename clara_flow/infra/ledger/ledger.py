@@ -11,14 +11,15 @@
 **Nobody starves.** Let L be the longest `limit_s` of all leases, and k the number of other asks of the ordinary lanes
 that wait at some time while an ask A waits and are at least as old. A is granted within
 
-    ageing_s + AGED_TURN * (k + 1) * L        (`order.starvation_bound_s`)
+    ageing_s + AGED_TURN * (k + 1) * 2 * L        (`order.starvation_bound_s`)
 
 of being asked, provided that (1) limits are kept, (2) its node and devices stay usable and the hard quota of its tenant
 has room, and (3) what is served before all ordinary asks (IMMEDIATE, and the rest of operators that were started early)
 is not counted: the bound is prolonged by the time in which such an ask waits. Proof: whoever is next in the ordinary
 lanes and must wait stays next (the *head*) and is granted at the latest when all leases that ran when it became the
-head have ended, which is within L, since nobody who passes it delays it. So at least one grant per L goes to the next
-one. At the latest every AGED_TURN-th of these grants goes to the oldest ask older than `ageing_s`, and none that are
+head have ended, which is within L, since nobody who passes it delays it. Operators of admitted jobs go before
+admissions, but only for as long as these jobs live, which is within L too: so at least one admission per 2 L goes to
+the next one. At the latest every AGED_TURN-th of these goes to the oldest one older than `ageing_s`, and none that are
 asked later can be older than A: after k + 1 such turns A has been served. Early starts do not prolong (3) without
 end: none is granted while an aged ask waits.
 """

@@ -5,16 +5,17 @@
    others are served only where that does not delay it: were they not served at all, the jobs that hold the runner slot
    for which it waits would never end.
 3. The head: once something else than these had to wait for a node, it is next until it is served.
-4. Every AGED_TURN-th time the oldest of all asks, if it waits longer than `ageing_s`.
-5. Otherwise the tenant with the least rank (see tenants.py), those who stay within their nominal quota before those who
-   borrow; of this tenant the class that is due (LOWER:NORMAL:HIGHER are picked 1:2:4); of this class operators before
-   admissions, then the oldest first.
+4. Operators of admitted jobs, the oldest first: finishing beats starting. Shares and classes are a matter of admission;
+   a job that were admitted and then held back would only use up its own time limit.
+5. Admissions: every AGED_TURN-th time the oldest of all, if it waits longer than `ageing_s`; otherwise of the tenant
+   with the least rank (see tenants.py), those who stay within their nominal quota before those who borrow; of this
+   tenant the class that is due (LOWER:NORMAL:HIGHER are picked 1:2:4), the oldest first.
 6. `early`, the oldest first, if nothing above was left unlooked at and nothing aged waits.
 
 Asks with equal demands form a *line*: while its first waits the others need not be looked at, so the work of a decision
 depends on how many different demands there are, not on how many asks. Per decision at most DEPTH lines of one tenant
-(and of each of 1, 2 and 6) that have to wait are looked at, and at most BREADTH of all tenants; who has ROUND that wait
-comes after those who have fewer.
+(and of each of 1, 2, 4 and 6) that have to wait are looked at, and at most BREADTH of all tenants; who has ROUND that
+wait comes after those who have fewer.
 
 Ageing takes turns, because an overload makes everything old: were all old asks to go first, a pool that is short for an
 hour would serve one tenant's flood in the order of arrival and know neither shares nor classes any more.
@@ -70,6 +71,7 @@ class Order:
         self._place: dict[UUID, tuple[Line, Age]] = {}
         self._numbers = 0
         self._completes, self._early, self._oldest = Lane(), Lane(), Lane()
+        self._operators = Lane()
         self._emergency = {False: Lane(), True: Lane()}  # by: is an admission
         self._lanes: dict[tuple[str, Priority, bool], Lane] = {}
         self._head: Line | None = None
@@ -113,12 +115,14 @@ class Order:
         """The first of the line was granted: called before it is removed."""
         if not _is_ordinary(line.demand):
             return
+        if line is self._head:
+            self._head = None
+        if not line.demand.admission:
+            return
         self._tenants.picked(self._tenants[line.demand.tenant], line.demand.priority)
         self._since_aged = 1 if line is self._aged else self._since_aged + 1
         if line is self._aged:
             self._aged = None
-        if line is self._head:
-            self._head = None
 
     def held_up(self, line: Line) -> None:
         """The first of the line has to wait for a node: it is the head, unless there is one."""
@@ -153,15 +157,16 @@ class Order:
         """The asks in the order in which they would be served if everything fitted, the first `limit`."""
         aged = (ask for (asked, _), ask in oldest_first(self._oldest) if now - asked > self._ageing_s)
         special = (self._completes, self._emergency[False], self._emergency[True])
-        before = chain.from_iterable(oldest_first(lane) for lane in special)
+        before = (ask for lane in special for _, ask in oldest_first(lane))
+        head = [self._head.first] if self._head else []
+        operators = (ask for _, ask in oldest_first(self._operators) if ask not in head)
         ordinary = fair_order(
             self._tenants,
             self._lanes,
-            (ask for _, ask in before),
+            chain(before, head, operators),
             aged,
             AGED_TURN - self._since_aged,
             AGED_TURN,
-            self._head.first if self._head else None,
         )
         after = oldest_first(self._early)
         return list(islice(chain(ordinary, (ask for _, ask in after)), limit))
@@ -175,6 +180,7 @@ class Order:
             yield from self._take(lane, look)
         if self._head is not None and self._head not in look.blocked:
             yield self._head
+        yield from self._take(self._operators, look)
         yield from self._fair(now, look)
         oldest = self._oldest.lines[0][0][0] if self._oldest.lines else now
         if not look.cut and now - oldest <= self._ageing_s:
@@ -226,13 +232,12 @@ class Order:
     def _due(self, tenant: Tenant, look: Look) -> tuple[bool, float, Age, str, Line] | None:
         """The line of a tenant that is next, with the tenant's rank before it."""
         for priority in sorted(PICKS, key=lambda priority: (tenant.passes[priority], -priority)):
-            for admission in (False, True):
-                lane = self._lanes.get((tenant.name, priority, admission))
-                if lane and (line := lane.next(look.blocked)):
-                    if admission and look.no_slots:
-                        look.cut = True
-                        continue
-                    return tenant.borrows(line.demand.total), tenant.rank, line.age, tenant.name, line
+            lane = self._lanes.get((tenant.name, priority, True))
+            if lane and (line := lane.next(look.blocked)):
+                if look.no_slots:
+                    look.cut = True
+                    continue
+                return tenant.borrows(line.demand.total), tenant.rank, line.age, tenant.name, line
         return None
 
     def _lanes_of(self, demand: Demand) -> tuple[Lane, ...]:
@@ -243,7 +248,7 @@ class Order:
         if demand.priority == Priority.IMMEDIATE:
             return (self._emergency[demand.admission],)
         own = self._lanes.setdefault((demand.tenant, demand.priority, demand.admission), Lane())
-        return (own, self._oldest)
+        return (own, self._oldest if demand.admission else self._operators)
 
     def _has_class(self, tenant: str, priority: Priority) -> bool:
         return any(
@@ -266,4 +271,4 @@ def _is_ordinary(demand: Demand) -> bool:
 
 def starvation_bound_s(*, ageing_s: float, older: int, longest_limit_s: float) -> float:
     """See the ledger's docstring: within this time of being asked an ask is granted."""
-    return ageing_s + AGED_TURN * (older + 1) * longest_limit_s
+    return ageing_s + AGED_TURN * (older + 1) * 2 * longest_limit_s

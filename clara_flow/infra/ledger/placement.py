@@ -121,9 +121,12 @@ class Site:
         self.take(free, amounts, devices, 1)
 
     def can_serve(self, demand: Demand) -> bool:
-        """Whether it could be granted here if nobody held anything, each of its needs included; failed and drained
-        devices do not count: a job that is admitted stays on its node."""
-        if not self.node.usable or (demand.node is not None and demand.node != self.node.name):
+        """Whether it could be granted here if nobody held anything, each of its needs included.
+
+        Failed and drained devices do not count: a job that is admitted stays on its node. On a node that is drained
+        the jobs that run there may end, so their operators are served.
+        """
+        if not self.node.usable if demand.node is None else demand.node != self.node.name:
             return False
         empty = self.empty()
         for position in self.usable:  # foreign memory may go away

@@ -57,7 +57,6 @@ def fair_order(
     aged: Iterator[Ask],
     picks_to_aged: int,
     aged_turn: int,
-    head: Ask | None,
 ) -> Iterator[Ask]:
     """What goes `ahead`, then the ordinary lanes; `aged` are the asks that wait too long, the oldest first."""
     turns: dict[str, _Turn] = {}
@@ -79,11 +78,10 @@ def fair_order(
         return ask
 
     for ask in ahead:
+        listed.add(ask.id)
         if ask.tenant in turns:
             turns[ask.tenant].charge(ask, tenants)
         yield ask
-    if head is not None:
-        yield serve(head)
     due = [found for turn in turns.values() if (found := entry(turn))]
     heapq.heapify(due)
     while due:
