@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["compile_speed", "operator_overhead", "job_overhead"])
+@pytest.mark.parametrize("name", ["compile_speed", "hospital_day", "ledger_decision", "operator_overhead", "pool_speed"])
 def test_it_runs_and_reports(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", name, "--smoke", "--results", str(tmp_path)],
