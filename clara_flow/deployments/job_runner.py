@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -137,7 +137,7 @@ class JobRunner:
 
     async def _run_flow(self, job: Job, pipeline: Pipeline, context: JobContext) -> None:
         """The flow, seen by Prefect or not: it runs all the same."""
-        flow = pipeline_job.with_options(name=context.plan.name, flow_run_name=f"{job.name}-{str(job.id)[:8]}")
+        flow = _flow(context.plan.name)
         with running_job(context):
             async with self.history.run(
                 job.id,
@@ -235,6 +235,12 @@ class JobRunner:
     def _on_yield(self, job_id: UUID) -> None:
         if self._current is not None and self._current.job.id == job_id:
             self._current.yielding.set()
+
+
+@lru_cache(maxsize=64)  # Prefect reads the function's source for each
+def _flow(name: str) -> Any:
+    """The flow under the pipeline's name. Its runs are named by whoever serves them: see RunHistory."""
+    return pipeline_job.with_options(name=name)
 
 
 class ModelNews:

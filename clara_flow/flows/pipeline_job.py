@@ -16,6 +16,7 @@ How a job ends:
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -79,14 +80,16 @@ async def _run_after(operator: PlanOperator, upstreams: dict[str, asyncio.Task[S
 
 async def _run_step(operator: PlanOperator, states: dict[str, State]) -> State:
     failed = tuple(name for name, state in states.items() if not state.is_completed())
-    step = run_operator.with_options(  # without tags: a task with tags asks the server for leave, and fails without one
-        name=operator.name,
-        task_run_name=operator.name,
-        description=operator.description or operator.container.reference,
-    )
+    step = _task(operator.name, operator.description or operator.container.reference)
     after = [edge_from(state) for state in states.values()]
-    state: State[Any] = await step(operator.name, failed, wait_for=after, return_state=True)  # type: ignore[misc]
+    state: State[Any] = await step(operator.name, failed, wait_for=after, return_state=True)
     return state
+
+
+@lru_cache(maxsize=256)  # Prefect reads the function's source for each
+def _task(name: str, description: str) -> Any:
+    """The task of an operator; without tags: a task with tags asks the server for leave, and fails without one."""
+    return run_operator.with_options(name=name, task_run_name=name, description=description)
 
 
 async def _finish(job: JobContext) -> State:

@@ -107,8 +107,7 @@ def reading(engine: sa.Engine) -> Iterator[Session]:
 
     Raises ServiceError as `transaction` does.
     """
-    single = engine.execution_options(isolation_level="AUTOCOMMIT")
-    with naming_connection_problems(engine), Session(single, expire_on_commit=False) as session:
+    with statements(engine) as connection, Session(connection, expire_on_commit=False) as session:
         yield session
 
 
@@ -118,9 +117,8 @@ def statements(engine: sa.Engine) -> Iterator[sa.Connection]:
 
     Raises ServiceError as `transaction` does.
     """
-    single = engine.execution_options(isolation_level="AUTOCOMMIT")
-    with naming_connection_problems(engine), single.connect() as connection:
-        yield connection
+    with naming_connection_problems(engine), engine.connect() as connection:
+        yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ class _Leader:
             if any(channel == nodes.CHANNEL for channel, _ in touched):
                 self.load_frame()
             if named := _jobs_in(touched):
-                self.sync(named)
+                self.sync(named, queue=_jobs_in(notice for notice in touched if notice[0] == jobs.CHANNEL))
             if time.monotonic() - looked > self.d._poll_s:  # in case a notice was lost; and nodes fall silent unasked
                 looked = time.monotonic()
                 self.set_clock()
@@ -178,10 +178,13 @@ class _Leader:
         self.ledger.set_nodes(ledger_nodes(nodes.list_nodes(self.engine), self.now()))
         self.ledger.set_quotas(ledger_quotas(quotas.list_quotas(self.engine)))
 
-    def sync(self, job_ids: set[uuid.UUID] | None) -> None:
-        """Make the ledger what the rows of these jobs say; None: of all jobs."""
+    def sync(self, job_ids: set[uuid.UUID] | None, queue: set[uuid.UUID] | None = None) -> None:
+        """Make the ledger what the rows of these jobs say; None: of all jobs.
+
+        queue   only for these their place in the queue is read, too: the others' has not changed. None: for all.
+        """
         now = self.now()
-        queued = jobs.queued(self.engine, job_ids)
+        queued = jobs.queued(self.engine, job_ids if queue is None else queue) if queue != set() else []
         rows = leases.load(self.engine, job_ids)
         asks, held = wishes(queued, rows)
         touched = job_ids if job_ids is not None else self.known.keys() | asks.keys() | held.keys()
@@ -190,15 +193,16 @@ class _Leader:
             job_asks, job_leases = asks.get(job_id, {}), held.get(job_id, {})
             for gone in before.leases - job_leases.keys():
                 self.ledger.release(gone, now)
-            for gone in before.asks - job_asks.keys():
+            stands = before.asks & {job_id} if queue is not None and job_id not in queue else set()
+            for gone in before.asks - job_asks.keys() - stands:
                 self.ledger.withdraw(gone)
                 self.reasons.pop(gone, None)
             for lease_id in job_leases.keys() - before.leases:
                 self.ledger.restore(job_leases[lease_id])
             for ask_id in job_asks.keys() - before.asks:
                 self.ledger.ask(job_asks[ask_id])
-            if job_asks or job_leases:
-                self.known[job_id] = Known(set(job_asks), set(job_leases))
+            if job_asks or job_leases or stands:
+                self.known[job_id] = Known(job_asks.keys() | stands, set(job_leases))
 
     def decide(self) -> None:
         """Let the ledger decide, write it down, tell who waits for what."""
