@@ -114,7 +114,8 @@ class Walk(RuleBasedStateMachine):
 
     def make_next_step(self, job_id: uuid.UUID, operator: str) -> None:
         stored = self.stored(job_id)
-        owner = self.owners[job_id][-1]
+        owners = self.owners[job_id]
+        owner = next((owner for owner in owners if owner.token == stored.job.fence), owners[-1])
         left = [
             name for name in (operator, *OPERATORS) if stored.operators[name].status is not OperatorStatus.COMPLETED
         ]
