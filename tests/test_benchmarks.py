@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["compile_speed", "hospital_day", "ledger_decision", "operator_overhead", "pool_speed"])
+NAMES = ["compile_speed", "hospital_day", "ledger_decision", "operator_overhead", "pool_speed"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_reports(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", name, "--smoke", "--results", str(tmp_path)],
