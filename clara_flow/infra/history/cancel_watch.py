@@ -60,6 +60,7 @@ class CancelWatch:
             subscriber = PrefectEventSubscriber(self.server.api_url, filter=events, reconnection_attempts=0)
             try:
                 async with subscriber:
+                    await self._look()  # what was pressed before the subscription stood
                     async for event in subscriber:
                         await self._cancel(event.resource.id.removeprefix(FLOW_RUN))
             except Exception as error:  # noqa: BLE001  whatever the network or the server brings
@@ -67,17 +68,20 @@ class CancelWatch:
             await asyncio.sleep(PAUSE_S)
 
     async def _poll(self) -> None:
+        while True:
+            await self._look()
+            await asyncio.sleep(self.poll_s)
+
+    async def _look(self) -> None:
         request = {
             "work_pools": {"name": {"any_": [self.pool]}},
             "flow_runs": {"state": {"type": {"any_": ["CANCELLING"]}}},
         }
-        while True:
-            try:
-                for run in await self.server.post("/flow_runs/filter", request):
-                    await self._pass_on(run)
-            except (ServerAway, ServerRefused) as error:
-                log.debug("runs could not be looked at: %s", error)
-            await asyncio.sleep(self.poll_s)
+        try:
+            for run in await self.server.post("/flow_runs/filter", request):
+                await self._pass_on(run)
+        except (ServerAway, ServerRefused) as error:
+            log.debug("runs could not be looked at: %s", error)
 
     async def _cancel(self, run_id: str) -> None:
         try:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
+import httpx
 import pytest_asyncio
 from prefect_fixture import OwnPrefect
 from waiting import eventually
@@ -15,6 +16,7 @@ from waiting import eventually
 from clara_flow.infra.history.cancel_watch import CancelWatch
 
 HEARD_WITHIN_S = 1.0
+POOL = "cancel-tests"
 
 
 class Heard:
@@ -29,7 +31,7 @@ class Heard:
 
 @contextlib.asynccontextmanager
 async def watching(prefect: OwnPrefect, heard: Heard, poll_s: float) -> AsyncIterator[None]:
-    task = asyncio.create_task(CancelWatch(prefect.api_url, heard, pool="cancel-tests", poll_s=poll_s).run())
+    task = asyncio.create_task(CancelWatch(prefect.api_url, heard, pool=POOL, poll_s=poll_s).run())
     yield
     task.cancel()
     await asyncio.wait({task})
@@ -37,15 +39,22 @@ async def watching(prefect: OwnPrefect, heard: Heard, poll_s: float) -> AsyncIte
 
 @pytest_asyncio.fixture
 async def heard(prefect: OwnPrefect) -> AsyncIterator[Heard]:
-    """What a watch hears by events alone."""
+    """What a watch hears by events, and by a look when their stream begins; it does not look again."""
+    await asyncio.to_thread(make_pool, prefect)
     heard = Heard()
     async with watching(prefect, heard, poll_s=3600):
         yield heard
 
 
-def running(prefect: OwnPrefect, job_id: UUID, **facts: str) -> UUID:
+def make_pool(prefect: OwnPrefect) -> None:
+    with contextlib.suppress(httpx.HTTPStatusError):  # it is there
+        prefect.post("/work_pools/", {"name": POOL, "type": "clara-gpu"})
+
+
+def running(prefect: OwnPrefect, job_id: UUID) -> UUID:
     flow_id = prefect.post("/flows/", {"name": "liver"})["id"]
-    request = {"flow_id": flow_id, "parameters": {"job_id": str(job_id)}, "state": {"type": "RUNNING"}, **facts}
+    facts = {"flow_id": flow_id, "work_pool_name": POOL, "parameters": {"job_id": str(job_id)}}
+    request = {**facts, "state": {"type": "RUNNING"}}
     return UUID(prefect.post("/flow_runs/", request)["id"])
 
 
@@ -71,6 +80,7 @@ async def test_cancel_is_heard_at_once(prefect: OwnPrefect, heard: Heard) -> Non
 
 
 async def test_runs_that_are_cancelled_already_are_told_as_such(prefect: OwnPrefect, heard: Heard) -> None:
+    await hear_one(prefect, heard, 20)  # a look finds only runs that are being cancelled
     run = await asyncio.to_thread(running, prefect, uuid4())
     body = {"state": {"type": "CANCELLED"}, "force": True}
     await asyncio.to_thread(prefect.post, f"/flow_runs/{run}/set_state", body)
@@ -86,11 +96,11 @@ async def test_the_watch_outlives_the_server(prefect: OwnPrefect, heard: Heard) 
 
 
 async def test_a_look_from_time_to_time_finds_what_no_event_told(prefect: OwnPrefect) -> None:
-    await asyncio.to_thread(prefect.post, "/work_pools/", {"name": "cancel-tests", "type": "clara-gpu"})
-    run = await asyncio.to_thread(running, prefect, uuid4(), work_pool_name="cancel-tests")
+    await asyncio.to_thread(make_pool, prefect)
+    run = await asyncio.to_thread(running, prefect, uuid4())
     await asyncio.to_thread(press_cancel, prefect, run)
     heard = Heard()
-    watch = CancelWatch(prefect.api_url, heard, pool="cancel-tests", poll_s=0.1)
+    watch = CancelWatch(prefect.api_url, heard, pool=POOL, poll_s=0.1)
     await watch.server.open()
     task = asyncio.create_task(watch._poll())
     await asyncio.to_thread(eventually, lambda: run in heard.runs, within_s=10)

@@ -70,7 +70,8 @@ class Books:
         """A lease was granted for that ask."""
         node = self.nodes[lease.node]
         self._demand(lease.id not in self.leases, lease, "is granted twice")
-        self._demand(node.usable, lease, f"is on {node.name}, which is not usable")
+        # on a drained node the jobs that run there may end
+        self._demand(node.usable or ask.node == node.name, lease, f"is on {node.name}, which is not usable")
         self._demand(ask.node in (None, lease.node), lease, f"is on {lease.node}, its job is on {ask.node}")
         self._demand((lease.tenant, lease.job_id) == (ask.tenant, ask.job_id), lease, "is somebody else's")
         self._take_devices(lease, node)
