@@ -25,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
+from sqlmodel import col
 
 from benchmarks.common import HERE, NOOP, Bench, Scale, bench, chain, summary, write
 from clara_flow.deployments.trigger import Compiled, compile_definition, create_job
 from clara_flow.deployments.watch import JobWatch
 from clara_flow.records import jobs, quotas
+from clara_flow.records.database import statements
 from clara_flow.records.models import Job
 from clara_flow.records.state_machine import JobState, JobStatus
 
@@ -68,10 +71,11 @@ def sustained(ground: Bench, compiled: Compiled, count: int) -> dict[str, Any]:
     """So many jobs as fast as they can be made; the rate counts from the first job's begin to the last one's end."""
     made = [submit(ground, compiled) for _ in range(count)]
     ids = {job.id for job in made}
-    JobWatch(ground.house, made[-1].id).follow()
-    while any(job.state is not JobState.STOPPED for job in jobs.list_jobs(ground.house.engine) if job.id in ids):
-        time.sleep(0.05)
-    rows = [job for job in jobs.list_jobs(ground.house.engine) if job.id in ids]
+    open_ones = sa.select(sa.func.count()).where(col(Job.id).in_(ids), col(Job.state) != JobState.STOPPED)
+    with statements(ground.house.engine) as connection:
+        while connection.execute(open_ones).scalar_one():
+            time.sleep(0.05)
+    rows = [job for job in jobs.list_jobs(ground.house.engine, states=[JobState.STOPPED]) if job.id in ids]
     assert all(job.status is JobStatus.HEALTHY for job in rows)
     begun = min(job.started for job in rows if job.started)
     ended = max(job.stopped for job in rows if job.stopped)
@@ -88,8 +92,6 @@ def sustained(ground: Bench, compiled: Compiled, count: int) -> dict[str, Any]:
 
 def fill_queue(ground: Bench, like: Job, count: int) -> None:
     """Copies of a job's record for a tenant that may run nothing: they wait."""
-    import sqlalchemy as sa
-
     quotas.set_quota(ground.house.engine, BACKLOG, hard={"jobs": 0})
     now = datetime.now(UTC)
     values = like.model_dump() | {

@@ -75,6 +75,7 @@ class JobRunner:
     _plans: dict[UUID, tuple[Pipeline, Plan]] = field(default_factory=dict)
     _current: JobContext | None = None
     _over: asyncio.Event = field(default_factory=asyncio.Event)
+    _telling: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def open(self) -> None:
         """Connect to the database and to Prefect."""
@@ -89,7 +90,9 @@ class JobRunner:
         await asyncio.to_thread(start_server)
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything, when Prefect knows of the last jobs."""
+        if self._telling:
+            await asyncio.wait(self._telling)
         await self.history.close()
         self.switchboard.close()
         self.engine.dispose()
@@ -136,28 +139,46 @@ class JobRunner:
                 await asyncio.to_thread(volume.remove)
 
     async def _run_flow(self, job: Job, pipeline: Pipeline, context: JobContext) -> None:
-        """The flow, seen by Prefect or not: it runs all the same."""
-        flow = _flow(context.plan.name)
+        """The flow. What Prefect is told of it is told while the runner takes the next job."""
+        ended: asyncio.Future[State[Any]] = asyncio.get_running_loop().create_future()
         with running_job(context):
-            async with self.history.run(
-                job.id,
-                name=f"{job.name}-{str(job.id)[:8]}",
-                flow_name=context.plan.name,
-                deployment=partial(self._deployment_of, pipeline),
-                work_pool=self.settings.pool,
-                work_queue=job.priority.lower(),
-                tags=(f"tenant:{job.tenant}", f"runtime:{job.runtime}"),
-                parameters={"job_id": str(job.id)},
-                flow_run_id=job.flow_run_id,
-                on_created=lambda flow_run_id: self._persist(jobs.note_flow_run, self.engine, job.id, flow_run_id),
-            ) as run:
-                state: State[Any] = await flow(str(job.id), return_state=True)
+            telling = asyncio.create_task(self._run_shown(job, pipeline, context, ended))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+        either: set[asyncio.Future[Any]] = {telling, ended}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await telling  # raises what kept the flow from running
+        state = ended.result()
+        if context.job.state is JobState.STOPPED:
+            return
         after = await self._persist(jobs.get_job, self.engine, job.id)
-        if run.complete and after.state is JobState.STOPPED and after.fence == context.owner.token:
-            await self._persist(jobs.mark_history_due, self.engine, job.id, False)
         if after.state is JobState.RUNNING and after.fence == context.owner.token and not context.stop_reason:
             await state.aresult()  # raises what kept the flow from recording the job's end
             raise ClaraFlowError(f"the flow of job {job.id} ended {state.name} without recording it")
+
+    async def _run_shown(
+        self, job: Job, pipeline: Pipeline, context: JobContext, ended: asyncio.Future[State[Any]]
+    ) -> None:
+        """The flow, seen by Prefect or not: it runs all the same. Sets `ended`, and returns when all of it is told."""
+        async with self.history.run(
+            job.id,
+            name=f"{job.name}-{str(job.id)[:8]}",
+            flow_name=context.plan.name,
+            deployment=partial(self._deployment_of, pipeline),
+            work_pool=self.settings.pool,
+            work_queue=job.priority.lower(),
+            tags=(f"tenant:{job.tenant}", f"runtime:{job.runtime}"),
+            parameters={"job_id": str(job.id)},
+            flow_run_id=job.flow_run_id,
+            on_created=lambda flow_run_id: self._persist(jobs.note_flow_run, self.engine, job.id, flow_run_id),
+        ) as run:
+            ended.set_result(await _flow(context.plan.name)(str(job.id), return_state=True))
+        if run.complete and context.job.state is JobState.STOPPED:
+            try:
+                await self._persist(jobs.mark_history_due, self.engine, job.id, False)
+            except ServiceError as error:  # then it is told once more
+                log.info("that the history of job %s is complete could not be recorded: %s", job.id, error)
 
     async def _context(self, job: Job, plan: Plan, owner: Owner, volume: FastIOVolume | None) -> JobContext:
         resumed = await self._persist(jobs.get_job, self.engine, job.resumes) if job.resumes else None

@@ -49,6 +49,9 @@ QUEUED = (
     .where(col(Job.state) == JobState.PENDING, col(Job.queued).is_not(None))
     .order_by(col(Job.queued), col(Job.id))
 )
+WAITING = sa.select(col(Job.id)).where(
+    col(Job.state) == JobState.PENDING, col(Job.queued).is_not(None), col(Job.node).is_(None)
+)
 QUEUED_OF = QUEUED.where(col(Job.id) == sa.any_(sa.bindparam("ids", type_=ARRAY(sa.Uuid))))
 
 
@@ -57,6 +60,12 @@ def queued(engine: sa.Engine, ids: Collection[uuid.UUID] | None = None) -> list[
     with statements(engine) as connection:
         rows = connection.execute(QUEUED) if ids is None else connection.execute(QUEUED_OF, {"ids": list(ids)})
         return [QueuedJob(*row) for row in rows]
+
+
+def waiting(engine: sa.Engine) -> set[uuid.UUID]:
+    """The ids of the queued jobs that were not admitted: of many, much less than to read them."""
+    with statements(engine) as connection:
+        return set(connection.execute(WAITING).scalars())
 
 
 def requeue_job(

@@ -19,7 +19,7 @@ from sqlmodel import col, select
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
 from clara_flow.records.database import reading, statements, transaction
-from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans
+from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans, waiting
 from clara_flow.records.models import Job, JobOperator, Lease, OnRestart, Payload
 from clara_flow.records.operators import (
     list_operators,
@@ -61,6 +61,7 @@ __all__ = [
     "requeue_orphans",
     "start_job",
     "tell_news",
+    "waiting",
 ]
 
 SHOWN_HITS = 5

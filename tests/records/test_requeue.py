@@ -180,6 +180,7 @@ def test_jobs_of_dead_runners_go_on_or_end_as_their_pipeline_says(engine: sa.Eng
     assert running(engine) == {alive.id, elsewhere.id}
     assert [entry.job_id for entry in leases.admitted(engine, NODE)] == [admitted.id]
     assert {entry.id for entry in jobs.queued(engine)} == {resumes.id, waits.id, admitted.id}
+    assert jobs.waiting(engine) == {resumes.id, waits.id}
 
 
 def test_a_silent_node_loses_its_jobs(engine: sa.Engine, make_job: MakeJob) -> None:

@@ -161,7 +161,7 @@ class _Leader:
                 looked = time.monotonic()
                 self.set_clock()
                 self.load_frame()
-                self.sync(None)
+                self.look_around()
 
     def pause_s(self) -> float:
         """How long to wait for a notice: shorter while somebody must be told what he waits for."""
@@ -177,6 +177,13 @@ class _Leader:
         """Read nodes and quotas."""
         self.ledger.set_nodes(ledger_nodes(nodes.list_nodes(self.engine), self.now()))
         self.ledger.set_quotas(ledger_quotas(quotas.list_quotas(self.engine)))
+
+    def look_around(self) -> None:
+        """Find what differs from the rows, by ids alone where many wait: what a queued job asks for never changes."""
+        asking = {job_id for job_id, known in self.known.items() if job_id in known.asks}
+        holding = {job_id for job_id, known in self.known.items() if known.leases or known.asks - {job_id}}
+        rows = {row.job_id for row in leases.load(self.engine)}
+        self.sync((jobs.waiting(self.engine) ^ asking) | holding | rows)
 
     def sync(self, job_ids: set[uuid.UUID] | None, queue: set[uuid.UUID] | None = None) -> None:
         """Make the ledger what the rows of these jobs say; None: of all jobs.
