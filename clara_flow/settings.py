@@ -100,6 +100,85 @@ class Settings(BaseSettings):
         120, gt=0, description="How long a service may take to answer; one that is silent for longer is restarted."
     )
 
+    gateway_token: SecretStr | None = Field(
+        None, description="Bearer token that the gateway asks for. Unset: it asks for none.", examples=["a long secret"]
+    )
+    dicom_maximum_associations: int = Field(
+        25, ge=1, le=1000, description="Inbound DICOM associations at once, over all AE titles."
+    )
+    dicom_listeners: int | None = Field(
+        None, ge=1, description="Processes that receive DICOM on one port. Unset: half the cores.", examples=[4]
+    )
+    dicom_verification: bool = Field(True, description="Whether C-ECHO is answered.")
+    dicom_verification_transfer_syntaxes: tuple[str, ...] = Field(
+        ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"),
+        min_length=1,
+        description="Transfer syntaxes accepted for C-ECHO.",
+    )
+    dicom_reject_unknown_sources: bool = Field(
+        True, description="Whether associations of AE titles and hosts that are no registered source are rejected."
+    )
+    dicom_maximum_pdu_bytes: int = Field(
+        131_072, ge=16_384, le=4_194_304, description="Largest PDU that the listener asks peers to send."
+    )
+    dicom_request_timeout_s: float = Field(
+        10, gt=0, description="Time a peer has from the connection to a whole association request."
+    )
+    dicom_idle_timeout_s: float = Field(60, gt=0, description="Silence after which an association is aborted.")
+    dicom_fsync: bool = Field(
+        True, description="Whether an instance is on the disk before it is acknowledged. False risks it at power loss."
+    )
+    dicom_watermark_percent: int = Field(
+        85, ge=1, le=100, description="Use of the spool's disk above which no instance is taken."
+    )
+    dicom_reserve_mib: int = Field(4_768, ge=0, description="Room that stays free on the spool's disk.")
+    dicom_tls_port: int | None = Field(
+        None, ge=1, le=65535, description="DICOM storage SCP with TLS. Unset: none.", examples=[2762]
+    )
+    dicom_tls_certificate: Path | None = Field(
+        None, description="Certificate (PEM) of the DICOM services.", examples=["/etc/clara-flow/dicom.crt"]
+    )
+    dicom_tls_key: Path | None = Field(
+        None, description="Its private key (PEM).", examples=["/etc/clara-flow/dicom.key"]
+    )
+    dicom_tls_authorities: Path | None = Field(
+        None,
+        description="Certificates (PEM) of the authorities that peers' certificates must come from.",
+        examples=["/etc/clara-flow/authorities.pem"],
+    )
+    dicom_inbox: Path | None = Field(
+        None,
+        description="Watched folder: <inbox>/<AE title>/... is taken in like what is sent to that AE title.",
+        examples=["/srv/dicom-inbox"],
+    )
+    dicom_metadata: bool = Field(False, description="Whether jobs made of DICOM carry attributes of it as metadata.")
+    dicom_metadata_tags: tuple[str, ...] = Field(
+        ("0008,0020", "0008,0060", "0008,1030", "0008,103E", "0020,000D"),
+        description="Which attributes. Patients' names and numbers are for you to add.",
+    )
+    dicom_submit_retries: int = Field(3, ge=0, description="How often making a job of a group is tried again.")
+    dicom_submit_retry_delay_s: float = Field(180, ge=0, description="Pause before it is tried again.")
+    dicom_scu_ae_title: str = Field(
+        "ClaraSCU",
+        min_length=1,
+        max_length=16,
+        description="Our calling AE title, and the agent of C-STORE deliveries.",
+    )
+    dicom_scu_maximum_associations: int = Field(8, ge=1, le=100, description="Outbound deliveries at once.")
+    dicom_stow_agent: str = Field("DICOMweb", min_length=1, description="The agent of STOW-RS deliveries.")
+    dicom_export_retries: int = Field(3, ge=0, description="How often a delivery that failed is tried again.")
+    dicom_export_retry_delay_s: float = Field(
+        5, ge=0, description="Pause before the first of these; it doubles from one to the next."
+    )
+    dicom_export_timeout_s: float = Field(60, gt=0, description="Time a destination has for each of its answers.")
+    results_lease_s: float = Field(
+        1800, gt=0, description="Time after which a delivery task is offered again that nobody reported on."
+    )
+    results_cleanup: bool = Field(
+        True, description="Whether the files of a job are removed some time after its last delivery."
+    )
+    results_retention_s: float = Field(28_800, ge=0, description="That time.")
+
     runtime: Runtime = Field("process", description="How operators are launched by default.")
     docker_base_url: str | None = Field(
         None,

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "gpu": ("clara_flow.cli.gpu", "app", "Show the pool's GPUs and who holds them; take them out of service."),
     "quota": ("clara_flow.cli.quota", "app", "Show and set what tenants may hold."),
     "simulate": ("clara_flow.cli.simulate", "simulate", "Replay a day of arrivals on a pool of your choice."),
+    "dicom": ("clara_flow.cli.dicom", "app", "Say who may send studies, what becomes of them, where results go."),
+    "results": ("clara_flow.cli.deliveries", "app", "List, retry and discard deliveries of results."),
     "check": ("clara_flow.cli.pipelines", "check", "Check pipeline definitions."),
     "compile": ("clara_flow.cli.pipelines", "compile_", "Compile a definition to its plan or a drawing."),
     "up": ("clara_flow.cli.platform", "up", "Start the platform."),

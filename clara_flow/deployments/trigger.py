@@ -82,17 +82,21 @@ def create_job(
     house: House,
     compiled: Compiled,
     *,
-    source: Path,
+    source: Path | Mapping[str, Path],
     runtime: Runtime,
     name: str | None = None,
     timeout_s: int | None = None,
     priority: JobPriority = JobPriority.NORMAL,
     tenant: str | None = None,
     flow_run_id: UUID | None = None,
+    job_id: UUID | None = None,
+    metadata: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> Job:
-    """Take the folder `source` as the job's payload and queue a job of the compiled definition.
+    """Take `source` as the job's payload and queue a job of the compiled definition.
 
+    source          a folder, which is copied; or finished files by their name in the payload, which are hard-linked.
+    job_id          idempotency key: a job that has it already is returned, and nothing is made.
     timeout_s       None: the definition's, else the settings' default.
     tenant          who it counts for; None: the definition's label `tenant`, else the settings' default.
     flow_run_id     the Prefect flow run that shows it, where there is one already.
@@ -101,12 +105,17 @@ def create_job(
     Raises ResourcesNeverFit, LauncherUnavailable, PayloadError, StorageError, SettingsError; then no record and no file
     was left.
     """
+    if job_id is not None and (existing := jobs.find_job(house.engine, job_id)) is not None:
+        return existing
     plan = compiled.plan
     tenant = tenant or plan.tenant or house.settings.tenant
     check_plan(house, plan, runtime, tenant)
     timeout = allowed_timeout(house.settings, plan, timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
-    folder = house.store.stage(source, on_progress)
+    if isinstance(source, Path):
+        folder = house.store.stage(source, on_progress)
+    else:
+        folder = house.store.link(source)
     pipeline = pipelines.create_pipeline(
         house.engine,
         name=plan.name,
@@ -118,6 +127,7 @@ def create_job(
     return _record(
         house, folder, plan, pipeline.id, name=name or plan.name, runtime=runtime, timeout_s=timeout,
         arguments=compiled.arguments, priority=priority, tenant=tenant, flow_run_id=flow_run_id,
+        job_id=job_id, metadata=metadata,
     )  # fmt: skip
 
 
@@ -210,6 +220,8 @@ def _record(
     tenant: str,
     resumes: UUID | None = None,
     flow_run_id: UUID | None = None,
+    job_id: UUID | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Job:
     """Store payload and job; the payload's files go when that fails."""
     manifest = folder.input_manifest()
@@ -245,6 +257,8 @@ def _record(
             fastio_mib=plan.fastio_mib,
             resumes=resumes,
             flow_run_id=flow_run_id,
+            job_id=job_id,
+            metadata=metadata,
         )
     except BaseException:
         house.store.remove(folder.id)

@@ -43,6 +43,7 @@ __all__ = [
     "create_job",
     "delete_records",
     "fault_job",
+    "find_job",
     "finish_job",
     "get_job",
     "history_due",
@@ -87,6 +88,8 @@ def create_job(
     on_restart: OnRestart | str = OnRestart.RESUME,
     fastio_mib: int = 0,
     flow_run_id: uuid.UUID | None = None,
+    job_id: uuid.UUID | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Job:
     """A new job, PENDING, with a record for each of its operators.
 
@@ -95,11 +98,13 @@ def create_job(
     demand      what the pool must have for it (`QueuedJob.demand`).
     flow_run_id the Prefect flow run that shows it, where somebody made one before.
 
-    Raises InputError when the pipeline, the payload or the job to resume does not exist.
+    Raises InputError when the pipeline, the payload or the job to resume does not exist, or a job has that id.
     """
     with transaction(engine) as session:
         now = datetime.now(UTC)
         job = Job(
+            id=job_id or uuid.uuid4(),
+            metadata_=dict(metadata or {}),
             name=name,
             pipeline_id=pipeline_id,
             payload_id=payload_id,
@@ -234,6 +239,12 @@ def get_job(engine: sa.Engine, reference: str | uuid.UUID) -> Job:
         more = " and more" if len(hits) > SHOWN_HITS else ""
         raise InputError(f"several jobs begin with {reference}: {shown}{more}. Give more of the id.")
     return hits[0]
+
+
+def find_job(engine: sa.Engine, job_id: uuid.UUID) -> Job | None:
+    """The job of that whole id; None when there is none."""
+    with reading(engine) as session:
+        return session.get(Job, job_id)
 
 
 def list_jobs(

@@ -111,6 +111,35 @@ class PayloadFolder:
             remove_tree(partial)
             raise
 
+    def link_input(self, files: Mapping[str, Path]) -> Manifest:
+        """Take these files as this payload's sealed input, by name relative to it; they are hard-linked, not copied.
+
+        They must not be written any more, and lie on the same disk. Raises PayloadError for a name that leads out of
+        the input, a file that is none, or an input that is there already; StorageError. Nothing is left then.
+        """
+        if self.input.exists():
+            raise PayloadError(f"payload {self.id} has its input already", payload=str(self.id))
+        if not files:
+            raise PayloadError(f"payload {self.id} would have no input", payload=str(self.id))
+        partial = self.path / ".input.partial"
+        try:
+            with naming_storage_problems(self.path):
+                remove_tree(partial)
+                sealed = []
+                for name, source in files.items():
+                    target = partial.joinpath(*map(_plain, name.split("/")))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if not source.is_file() or source.is_symlink():
+                        raise PayloadError(f"{source} is no file", path=str(source))
+                    target.hardlink_to(source)
+                    sealed.append(ManifestFile(name, source.stat().st_size, sha256_of(source)))
+                manifest = Manifest.of(sealed)
+                self._seal(partial, self.input, manifest, self._manifest_path(None))
+                return manifest
+        except BaseException:
+            remove_tree(partial)
+            raise
+
     def adopt_input(self, earlier: PayloadFolder) -> Manifest:
         """Take over another payload's sealed input; files are hard-linked.
 
@@ -321,6 +350,16 @@ class PayloadStore:
         try:
             self.create(folder.id)
             folder.stage_input(source, on_progress)
+        except BaseException:
+            self.remove(folder.id)
+            raise
+        return folder
+
+    def link(self, files: Mapping[str, Path]) -> PayloadFolder:
+        """A new payload whose sealed input are hard links to these files (`PayloadFolder.link_input`)."""
+        folder = self.create()
+        try:
+            folder.link_input(files)
         except BaseException:
             self.remove(folder.id)
             raise

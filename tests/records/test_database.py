@@ -13,10 +13,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from clara_flow.errors import ServiceError, SettingsError
-from clara_flow.records import database
+from clara_flow.records import database, dicom_models  # noqa: F401  its tables stand in METADATA, too
 from clara_flow.records.models import METADATA, Payload
 
-TABLES = {"pipelines", "payloads", "jobs", "job_operators", "nodes", "leases", "quotas"}
+DICOM = {"dicom_aetitles", "dicom_sources", "dicom_destinations", "dicom_journals", "dicom_groups", "dicom_instances"}
+DELIVERY = {"dicom_submissions", "deliveries", "delivery_items", "inference_requests"}
+TABLES = {"pipelines", "payloads", "jobs", "job_operators", "nodes", "leases", "quotas"} | DICOM | DELIVERY
 
 
 def tables(url: str) -> set[str]:

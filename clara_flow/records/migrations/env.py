@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from clara_flow.records import dicom_models  # noqa: F401  its tables stand in METADATA, too
 from clara_flow.records.models import METADATA
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
