@@ -1,0 +1,60 @@
+"""Signs of life of the adapter's loops, for health checks and metrics: a file for each, written anew as it goes round."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """When a loop was last heard of (Unix time), its process, and what it said of itself."""
+
+    name: str
+    at: float
+    pid: int
+    facts: Mapping[str, Any]
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since then; never negative, also when the clock was set back."""
+        return max(0.0, time.time() - self.at)
+
+
+class Heartbeats:
+    """Writes the beats of one process below `folder`. For any thread; names are plain file names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._told: dict[str, float] = {}
+
+    def beat(self, name: str, **facts: float | int | str) -> None:
+        """`name` went round. At most once a second it is written; a disk that is full must not end a loop."""
+        now = time.monotonic()
+        if now - self._told.get(name, -EVERY_S) < EVERY_S:
+            return
+        self._told[name] = now
+        text = json.dumps({"at": time.time(), "pid": os.getpid(), "facts": facts})
+        partial = self.folder / f".{name}.{os.getpid()}"
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.folder / f"{name}.json")
+
+
+def read_all(folder: Path) -> list[Beat]:
+    """The last beat of every loop, by name. What cannot be read is left out."""
+    beats = []
+    for path in sorted(folder.glob("[!.]*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            beats.append(Beat(path.stem, float(content["at"]), int(content["pid"]), dict(content["facts"])))
+    return beats

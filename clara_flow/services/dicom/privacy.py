@@ -1,0 +1,17 @@
+"""What may be said of received objects in logs, metrics and names: nothing that leads to a patient."""
+
+from __future__ import annotations
+
+import hashlib
+
+SHOWN_DIGITS = 12
+
+
+def hashed(uid: str) -> str:
+    """12 hex digits that stand for a UID in logs: enough to find the same one again."""
+    return hashlib.blake2b(uid.encode(), digest_size=SHOWN_DIGITS // 2).hexdigest()
+
+
+def key_digest(value: str) -> str:
+    """SHA-256 (hex) of an attribute's value, without its padding: what a group is known by."""
+    return hashlib.sha256(value.strip(" \0").encode()).hexdigest()
