@@ -1,4 +1,4 @@
-"""Signs of life of the adapter's loops, for health checks and metrics: a file for each, written anew as it goes round."""
+"""Signs of life of the adapter's loops, for health checks and metrics: a file for each, written anew every round."""
 
 from __future__ import annotations
 
