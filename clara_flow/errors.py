@@ -7,7 +7,9 @@ when the platform must react to them; the tree is:
     ├── SettingsError           a setting or an argument is wrong            (exit status 2)
     ├── InputError              what the user handed in cannot be used        (exit status 3)
     │   ├── DefinitionInvalid   a pipeline definition has problems
-    │   └── PayloadError        files of a payload are missing, broken or too large
+    │   ├── PayloadError        files of a payload are missing, broken or too large
+    │   ├── NotFound            there is nothing of that name or id
+    │   └── Conflict            it exists already, or its state forbids the request
     ├── PlatformError           the platform's own machinery is not available (exit status 4)
     │   ├── ServiceError        a service does not start, answer or stop
     │   ├── StorageError        disk full, not writable, not durable
@@ -81,6 +83,14 @@ class DefinitionInvalid(InputError):
 
 class PayloadError(InputError):
     """Files of a payload are missing, broken or not what was declared."""
+
+
+class NotFound(InputError):
+    """There is nothing of the name or id that was asked for."""
+
+
+class Conflict(InputError):
+    """What was asked for exists already, or is in a state that forbids it."""
 
 
 class PlatformError(ClaraFlowError):
