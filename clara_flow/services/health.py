@@ -1,0 +1,151 @@
+"""Health, told by progress and not by start flags: every loop's last beat, what waits and for how long, free space."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from clara_flow.deployments.trigger import House
+from clara_flow.errors import ClaraFlowError
+from clara_flow.records.database import statements
+from clara_flow.services.dicom.heartbeats import Beat, read_all
+from clara_flow.settings import Settings
+
+SILENT_AFTER_S = 20.0
+LISTENER = "listener"
+
+# Clara's names of its services: the loops of ours that do their work, by how the names of their beats begin.
+SERVICES: Mapping[str, str] = {
+    "SpaceReclaimer": "sweeper",
+    "JobSubmission": "grouper",
+    "DataRetrieval": "inference",
+    "Scp": LISTENER,
+    "ScuExport": "exporter",
+    "DicomWebExport": "exporter",
+}
+
+
+class ServiceState(StrEnum):
+    """Clara's words. Unknown: never heard of; Stopped: silent for SILENT_AFTER_S."""
+
+    UNKNOWN = "Unknown"
+    STOPPED = "Stopped"
+    RUNNING = "Running"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What waits: how much of it, and for how many seconds the oldest (0 when nothing does)."""
+
+    name: str
+    depth: int
+    oldest_s: float
+
+
+QUEUES = sa.text("""
+SELECT 'open groups', count(*), max(extract(epoch FROM now() - opened)) FROM dicom_groups WHERE state = 'OPEN'
+UNION ALL
+SELECT 'complete groups', count(*), max(extract(epoch FROM now() - completed)) FROM dicom_groups
+WHERE state = 'COMPLETE'
+UNION ALL
+SELECT 'deliveries', count(*), max(extract(epoch FROM now() - created)) FROM deliveries WHERE state = 'Pending'
+UNION ALL
+SELECT 'inference requests', count(*), max(extract(epoch FROM now() - created)) FROM inference_requests
+WHERE state <> 'Completed'
+""")
+
+
+def heartbeat_folder(settings: Settings) -> Path:
+    """Where the adapter's loops leave their beats."""
+    return settings.data_dir / "dicom" / "heartbeats"
+
+
+def beats(settings: Settings) -> list[Beat]:
+    """The last beat of every loop."""
+    return read_all(heartbeat_folder(settings))
+
+
+def service_states(heard: Sequence[Beat]) -> dict[str, ServiceState]:
+    """How Clara's six services are. One of several loops that is silent is enough to be told."""
+    return {name: _state_of([beat for beat in heard if beat.name.startswith(loop)]) for name, loop in SERVICES.items()}
+
+
+def _state_of(heard: Sequence[Beat]) -> ServiceState:
+    if not heard:
+        return ServiceState.UNKNOWN
+    return ServiceState.RUNNING if all(beat.age_s < SILENT_AFTER_S for beat in heard) else ServiceState.STOPPED
+
+
+def is_healthy(heard: Sequence[Beat]) -> bool:
+    """Whether every service runs."""
+    return all(state is ServiceState.RUNNING for state in service_states(heard).values())
+
+
+def associations(heard: Sequence[Beat]) -> int:
+    """Inbound DICOM associations now, over all listeners that are heard of."""
+    return sum(
+        int(beat.facts.get("associations", 0))
+        for beat in heard
+        if beat.name.startswith(LISTENER) and beat.age_s < SILENT_AFTER_S
+    )
+
+
+def queues(engine: sa.Engine) -> list[Queue]:
+    """What waits. Raises ServiceError."""
+    with statements(engine) as connection:
+        return [Queue(name, depth, max(0.0, float(age or 0))) for name, depth, age in connection.execute(QUEUES)]
+
+
+def space(settings: Settings) -> dict[str, int]:
+    """Free bytes of the spool's disk, and how many of them must stay free: max(total * (1 - watermark), reserve)."""
+    place = next(p for p in (settings.data_dir, *settings.data_dir.parents) if p.exists())
+    usage = shutil.disk_usage(place)
+    reserved = max(usage.total * (100 - settings.dicom_watermark_percent) // 100, settings.dicom_reserve_mib * 2**20)
+    return {"freeBytes": usage.free, "reservedBytes": reserved}
+
+
+def status(house: House) -> dict[str, Any]:
+    """The body of `/health/status`: Clara's members, and what tells a dead loop from an idle one."""
+    heard = beats(house.settings)
+    try:
+        waiting, database = [asdict(queue) for queue in queues(house.engine)], "Running"
+    except ClaraFlowError:
+        waiting, database = [], "Stopped"
+    return {
+        "activeDimseConnections": associations(heard),
+        "services": service_states(heard),
+        "database": database,
+        "heartbeats": {
+            beat.name: {"ageSeconds": round(beat.age_s, 1), "pid": beat.pid, **beat.facts} for beat in heard
+        },
+        "queues": {
+            queue["name"]: {"depth": queue["depth"], "oldestSeconds": round(queue["oldest_s"], 1)} for queue in waiting
+        },
+        "space": space(house.settings),
+    }
+
+
+def router(house: House) -> APIRouter:
+    """`/health/status`, `/health/ready` and `/health/live`."""
+    routes = APIRouter(prefix="/health", tags=["health"])
+
+    @routes.get("/status")
+    def get_status() -> JSONResponse:
+        return JSONResponse(status(house))
+
+    @routes.get("/live")
+    @routes.get("/ready")
+    def get_health() -> PlainTextResponse:
+        if is_healthy(beats(house.settings)):
+            return PlainTextResponse("Healthy")
+        return PlainTextResponse("Unhealthy", 503)
+
+    return routes

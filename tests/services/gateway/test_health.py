@@ -1,0 +1,92 @@
+"""Health follows the loops' progress; metrics and status say what waits, and nothing of patients."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from services.gateway.serving import client, served
+
+from clara_flow.deployments.trigger import House
+from clara_flow.records.database import connect, transaction
+from clara_flow.records.dicom_models import Group, GroupState
+from clara_flow.services import health
+from clara_flow.services.dicom.heartbeats import Heartbeats
+from clara_flow.services.gateway import create_app
+
+LOOPS = sorted({f"{loop}-1" for loop in health.SERVICES.values()})
+
+
+def beat_all(house: House) -> None:
+    beats = Heartbeats(health.heartbeat_folder(house.settings))
+    for loop in LOOPS:
+        beats.beat(loop, **({"associations": 3} if loop.startswith(health.LISTENER) else {}))
+
+
+def age(house: House, loop: str, seconds: float) -> None:
+    """Make a loop one that was heard of so long ago."""
+    path = health.heartbeat_folder(house.settings) / f"{loop}.json"
+    path.write_text(json.dumps({"at": time.time() - seconds, "pid": os.getpid(), "facts": {"associations": 3}}))
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_healthy_is_when_every_loop_goes_round(house: House, gateway: httpx.Client, path: str) -> None:
+    unheard = gateway.get(path)
+    assert (unheard.status_code, unheard.text) == (503, "Unhealthy")
+    beat_all(house)
+    heard = gateway.get(path)
+    assert (heard.status_code, heard.text) == (200, "Healthy")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_one_dead_loop_is_unhealthy(house: House, gateway: httpx.Client, loop: str) -> None:
+    beat_all(house)
+    age(house, loop, health.SILENT_AFTER_S + 1)
+    assert gateway.get("/health/ready").status_code == 503
+    services = gateway.get("/health/status").json()["services"]
+    stopped = {name for name, state in services.items() if state == "Stopped"}
+    assert stopped == {name for name, prefix in health.SERVICES.items() if loop.startswith(prefix)}
+
+
+def test_status_tells_associations_ages_and_queues(house: House, gateway: httpx.Client) -> None:
+    beat_all(house)
+    now = datetime.now(UTC)
+    with transaction(house.engine) as session:
+        session.add(
+            Group(
+                id=uuid.uuid4(), aetitle="BRAIN", key_digest="0", state=GroupState.OPEN,
+                opened=now - timedelta(minutes=5), last_arrival=now,
+            )
+        )  # fmt: skip
+    status = gateway.get("/health/status").json()
+    assert status["activeDimseConnections"] == 3
+    assert set(status["services"]) == set(health.SERVICES)
+    assert set(status["heartbeats"]) == set(LOOPS)
+    assert status["queues"]["open groups"]["depth"] == 1
+    assert status["queues"]["open groups"]["oldestSeconds"] >= 300
+    assert status["space"]["freeBytes"] > 0
+
+
+def test_metrics_are_prometheus(house: House, gateway: httpx.Client) -> None:
+    beat_all(house)
+    now = datetime.now(UTC)
+    with transaction(house.engine) as session:
+        session.add(Group(aetitle="BRAIN", key_digest="0", opened=now, last_arrival=now, instances=7))
+    families = {family.name: family for family in text_string_to_metric_families(gateway.get("/metrics").text)}
+    assert families["clara_flow_database_up"].samples[0].value == 1
+    assert families["clara_flow_dimse_associations"].samples[0].value == 3
+    (sample,) = families["clara_flow_instances"].samples
+    assert (sample.labels, sample.value) == ({"aetitle": "BRAIN", "state": "OPEN"}, 7)
+
+
+def test_a_database_that_is_away_is_told(house: House) -> None:
+    away = House(settings=house.settings, engine=connect("postgresql://nobody@127.0.0.1:1/none"), catalog=house.catalog)
+    with served(create_app(away), house.settings.gateway_port) as url, client(url) as asking:
+        assert asking.get("/health/status").json()["database"] == "Stopped"
+        assert "clara_flow_database_up 0.0" in asking.get("/metrics").text
