@@ -281,6 +281,7 @@ class Delivery(Record, table=True):
         sa.CheckConstraint("(state = 'InProgress') = (lease IS NOT NULL)", name="leased_in_progress"),
         sa.CheckConstraint("(state IN ('Succeeded', 'Failed')) = (ended IS NOT NULL)", name="ended_is_final"),
         sa.Index("ix_deliveries_pending", "agent", "created", postgresql_where=sa.text("state = 'Pending'")),
+        sa.Index("ix_deliveries_leased", "lease_expires", postgresql_where=sa.text("state = 'InProgress'")),
     )
 
     id: uuid.UUID = Field(default_factory=uuid.uuid4, primary_key=True)

@@ -62,6 +62,13 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("state = 'Pending'"),
     )
+    op.create_index(
+        "ix_deliveries_leased",
+        "deliveries",
+        ["lease_expires"],
+        unique=False,
+        postgresql_where=sa.text("state = 'InProgress'"),
+    )
     op.create_table(
         "dicom_aetitles",
         sa.Column("name", sa.Text(), nullable=False),
