@@ -62,6 +62,8 @@ def bench() -> Iterator[Bench]:
         settings = load_settings(
             data_dir=folder / "data",
             prefect_port=free_port(),
+            dicom_port=0,
+            gateway_port=0,
             catalogs=(HERE,),
             docker_base_url=docker_engine.expected_url(),
         )

@@ -72,8 +72,8 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address the services listen on. Loopback unless told otherwise.")
     prefect_port: Port = Field(4200, description="Prefect server: API and UI.")
-    gateway_port: Port = Field(8088, description="Gateway: REST, viewer, DICOMweb.")
-    dicom_port: Port = Field(11112, description="DICOM storage SCP.")
+    gateway_port: int = Field(8088, ge=0, le=65535, description="Gateway: REST, DICOMweb, health, metrics. 0: none.")
+    dicom_port: int = Field(11112, ge=0, le=65535, description="DICOM storage SCP. 0: neither receive nor send DICOM.")
     grpc_port: Port = Field(50051, description="Platform API (gRPC).")
 
     database_url: SecretStr | None = Field(

@@ -15,6 +15,9 @@ from platform_fixture import platform, platform_settings  # noqa: F401
 from clara_flow.infra.images.build import ImageBuilder
 from clara_flow.infra.images.catalog import bundled
 
+# Platforms of tests neither receive DICOM nor serve REST, unless a test wants them to: tests/services/dicom does.
+os.environ["CLARA_FLOW_DICOM_PORT"] = os.environ["CLARA_FLOW_GATEWAY_PORT"] = "0"
+
 
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[str]:

@@ -41,7 +41,12 @@ def processes_below(folder: Path) -> list[psutil.Process]:
 def command_environment(settings: Settings, **more: str) -> dict[str, str]:
     """The environment of a user whose settings these are."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CLARA_FLOW_")}
-    mine = {"CLARA_FLOW_DATA_DIR": str(settings.data_dir), "CLARA_FLOW_PREFECT_PORT": str(settings.prefect_port)}
+    mine = {
+        "CLARA_FLOW_DATA_DIR": str(settings.data_dir),
+        "CLARA_FLOW_PREFECT_PORT": str(settings.prefect_port),
+        "CLARA_FLOW_DICOM_PORT": str(settings.dicom_port),
+        "CLARA_FLOW_GATEWAY_PORT": str(settings.gateway_port),
+    }
     return {**inherited, **mine, **more}
 
 

@@ -112,10 +112,8 @@ def create_job(
     check_plan(house, plan, runtime, tenant)
     timeout = allowed_timeout(house.settings, plan, timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
-    if isinstance(source, Path):
-        folder = house.store.stage(source, on_progress)
-    else:
-        folder = house.store.link(source)
+    store = house.store
+    folder = store.stage(source, on_progress) if isinstance(source, Path) else store.link(source)
     pipeline = pipelines.create_pipeline(
         house.engine,
         name=plan.name,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from clara_flow.errors import ServiceError
 from clara_flow.infra.postgres import records_url
-from clara_flow.services import pool, postgres, prefect_server
+from clara_flow.services import dicom_service, gateway_service, pool, postgres, prefect_server
 from clara_flow.services.detached import DetachedSupervisor
 from clara_flow.services.own_process import OwnProcess
 from clara_flow.services.service import Service
@@ -137,7 +137,13 @@ def _clear(settings: Settings, file: StateFile) -> bool:
 
     Servers of ours are looked for whatever `settings` say: it may have been started with others.
     """
-    own = (pool.PoolService(settings), prefect_server.OwnService(settings), postgres.EmbeddedService(settings))
+    own: tuple[Service, ...] = (
+        gateway_service.GatewayService(settings),
+        dicom_service.DicomService(settings),
+        pool.PoolService(settings),
+        prefect_server.OwnService(settings),
+        postgres.EmbeddedService(settings),
+    )
     ended = [service.end() for service in own]
     state = file.read()
     if state.pid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 
 class Service(ABC):
@@ -13,12 +14,14 @@ class Service(ABC):
     title       as messages call it.
     address     where clients find it, without passwords.
     log_path    the log of ours; None for an external one.
+    needs_earlier   whether it can be started only when the one before it answers; else both start at once.
     """
 
     name: str
     title: str
     address: str
     log_path: Path | None = None
+    needs_earlier: ClassVar[bool] = True
 
     @property
     def is_external(self) -> bool:

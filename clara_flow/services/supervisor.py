@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from clara_flow.errors import ClaraFlowError, ServiceError, StorageError
 from clara_flow.infra.postgres import records_url
 from clara_flow.records.owner import process_start
-from clara_flow.services import pool, postgres, prefect_server
+from clara_flow.services import dicom_service, gateway_service, pool, postgres, prefect_server
 from clara_flow.services.log_files import rotate_all
 from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
@@ -33,7 +33,23 @@ Progress = Callable[[str], None]
 
 def services_of(settings: Settings) -> tuple[Service, ...]:
     """The platform's services in the order of their start."""
-    return (postgres.service_of(settings), prefect_server.service_of(settings), pool.PoolService(settings))
+    services: list[Service] = [postgres.service_of(settings), prefect_server.service_of(settings)]
+    services.append(pool.PoolService(settings))
+    if settings.dicom_port:
+        services.append(dicom_service.DicomService(settings))
+    if settings.gateway_port:
+        services.append(gateway_service.GatewayService(settings))
+    return tuple(services)
+
+
+def _ranks(services: tuple[Service, ...]) -> list[list[Service]]:
+    """Services that may be started at once, rank by rank."""
+    ranks: list[list[Service]] = []
+    for service in services:
+        if service.needs_earlier or not ranks:
+            ranks.append([])
+        ranks[-1].append(service)
+    return ranks
 
 
 @dataclass(slots=True)
@@ -76,10 +92,14 @@ class Supervisor:
                 return False
             try:
                 self._begin()
-                for step in (self._prepare, self._start):
-                    for service in self.services:
-                        if not self.stop.is_set():
-                            self._try(step, service)
+                for service in self.services:
+                    if not self.stop.is_set():
+                        self._try(self._prepare, service)
+                for together in _ranks(self.services):
+                    for step in (self._start, self._wait_for):
+                        for service in together:
+                            if not self.stop.is_set():
+                                self._try(step, service)
                 if not self.stop.is_set():
                     on_up(self._state)
                 while not self.stop.wait(WATCH_EVERY_S):
@@ -124,11 +144,13 @@ class Supervisor:
         service.prepare()
 
     def _start(self, service: Service) -> None:
-        """Start one service and wait until it answers, or until `stop` is set."""
         self.on_progress(f"{'Looking for' if service.is_external else 'Starting'} {service.title}")
         self._set(service, "starting")
         service.start()
         self._set(service, "starting")
+
+    def _wait_for(self, service: Service) -> None:
+        """Until it answers, or until `stop` is set."""
         limit_s = self.settings.service_start_timeout_s
         deadline = time.monotonic() + limit_s
         while problem := service.problem():

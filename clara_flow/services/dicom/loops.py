@@ -56,7 +56,7 @@ class Loops:
                 log.warning("%s is begun again: %s", loop.name, error)
             except Exception as error:  # noqa: BLE001  a loop that ends would be a hospital's silence
                 # No traceback: what its frames hold may be a patient's.
-                log.error("%s broke and is begun again: %s in %s", loop.name, type(error).__name__, _place_of(error))  # noqa: TRY400
+                log.error("%s broke and is begun again: %s in %s", loop.name, type(error).__name__, _place_of(error))
             if time.monotonic() - began > SOUND_S:
                 pause_s = FIRST_PAUSE_S
             self.stop.wait(pause_s)
