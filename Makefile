@@ -64,18 +64,21 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@ $(VENV)/.demo
 
-# Debian packages are a convenience: without them the demo takes another head, and tests that need them say so.
+# Debian packages are a convenience: without them the demo takes another head and a PACS of ours, and tests that need
+# them say so. No daemon of theirs is started.
 define apt_install
 	@missing=$$(for p in $(1); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q ' installed' || echo $$p; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then echo "no apt-get: going on without" $$missing; exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then echo "not root: going on without" $$missing "(sudo apt-get install" $$missing")"; exit 0; fi; \
-	(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) \
+	(quiet=/usr/sbin/policy-rc.d; \
+	 [ -e $$quiet ] || { printf '#!/bin/sh\nexit 101\n' >$$quiet; chmod +x $$quiet; trap "rm -f $$quiet" EXIT; }; \
+	 apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing) \
 	  >/tmp/clara-flow-apt.log 2>&1 || echo "apt-get could not install" $$missing "(see /tmp/clara-flow-apt.log): going on without"
 endef
 
 system-packages-demo:
-	$(call apt_install,mricron-data)
+	$(call apt_install,mricron-data dcmtk orthanc)
 
 system-packages-test:
-	$(call apt_install,mricron-data docker.io debootstrap dicom3tools graphviz gcc libc6-dev)
+	$(call apt_install,mricron-data dcmtk orthanc orthanc-dicomweb docker.io debootstrap dicom3tools graphviz gcc libc6-dev)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.common import FULL, HERE, RESULTS, SMOKE
 
-NAMES = ("compile_speed", "operator_overhead", "pool_speed", "ledger_decision", "hospital_day")
+NAMES = ("compile_speed", "operator_overhead", "pool_speed", "ledger_decision", "hospital_day", "dicom_speed")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-NAMES = ["compile_speed", "hospital_day", "ledger_decision", "operator_overhead", "pool_speed"]
+NAMES = ["compile_speed", "dicom_speed", "hospital_day", "ledger_decision", "operator_overhead", "pool_speed"]
 
 
 @pytest.mark.parametrize("name", NAMES)
