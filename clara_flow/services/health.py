@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +16,7 @@ from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.database import statements
 from clara_flow.services.dicom.heartbeats import Beat, read_all
+from clara_flow.services.dicom.places import Places
 from clara_flow.settings import Settings
 
 SILENT_AFTER_S = 20.0
@@ -24,7 +24,7 @@ LISTENER = "listener"
 
 # Clara's names of its services: the loops of ours that do their work, by how the names of their beats begin.
 SERVICES: Mapping[str, str] = {
-    "SpaceReclaimer": "sweeper",
+    "SpaceReclaimer": "cleanup",
     "JobSubmission": "grouper",
     "DataRetrieval": "inference",
     "Scp": LISTENER,
@@ -63,14 +63,9 @@ WHERE state <> 'Completed'
 """)
 
 
-def heartbeat_folder(settings: Settings) -> Path:
-    """Where the adapter's loops leave their beats."""
-    return settings.data_dir / "dicom" / "heartbeats"
-
-
 def beats(settings: Settings) -> list[Beat]:
     """The last beat of every loop."""
-    return read_all(heartbeat_folder(settings))
+    return read_all(Places.of(settings).heartbeats)
 
 
 def service_states(heard: Sequence[Beat]) -> dict[str, ServiceState]:

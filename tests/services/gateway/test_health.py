@@ -18,20 +18,21 @@ from clara_flow.records.database import connect, transaction
 from clara_flow.records.dicom_models import Group, GroupState
 from clara_flow.services import health
 from clara_flow.services.dicom.heartbeats import Heartbeats
+from clara_flow.services.dicom.places import Places
 from clara_flow.services.gateway import create_app
 
 LOOPS = sorted({f"{loop}-1" for loop in health.SERVICES.values()})
 
 
 def beat_all(house: House) -> None:
-    beats = Heartbeats(health.heartbeat_folder(house.settings))
+    beats = Heartbeats(Places.of(house.settings).heartbeats)
     for loop in LOOPS:
         beats.beat(loop, **({"associations": 3} if loop.startswith(health.LISTENER) else {}))
 
 
 def age(house: House, loop: str, seconds: float) -> None:
     """Make a loop one that was heard of so long ago."""
-    path = health.heartbeat_folder(house.settings) / f"{loop}.json"
+    path = Places.of(house.settings).heartbeats / f"{loop}.json"
     path.write_text(json.dumps({"at": time.time() - seconds, "pid": os.getpid(), "facts": {"associations": 3}}))
 
 
