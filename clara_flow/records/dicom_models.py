@@ -183,6 +183,27 @@ class SpoolJournal(Record, table=True):
     offset: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
 
 
+class Association(Record, table=True):
+    """An association that instances came by, as its listener's journal tells of it. `peer` is the host's address.
+
+    how             released, aborted or lost; "" while it is open.
+    require_release its instances count only once it was released.
+    """
+
+    __tablename__ = "dicom_associations"
+
+    id: uuid.UUID = Field(primary_key=True)
+    journal: str = Field(sa_type=sa.Text, index=True)
+    aetitle: str = Field(sa_type=sa.Text)
+    calling_ae: str = text()
+    called_ae: str = text()
+    peer: str = text()
+    require_release: bool = flag()
+    opened: datetime = moment(nullable=False)
+    closed: datetime | None = moment()
+    how: str = text()
+
+
 class Group(Record, table=True):
     """Instances that become jobs together: of one called AE title, with one value of the attribute it groups by.
 
@@ -226,12 +247,15 @@ class Group(Record, table=True):
 class Instance(Record, table=True):
     """A received instance. `path` is relative to the spool; `attributes` are those that rules may look at, by keyword.
 
-    association     id of the association it came by; peer: `calling AE@host` of it.
-    superseded      another one with the same SOP Instance UID took its place in the group.
+    association     id of the association it came by.
+    superseded      another one with the same SOP Instance UID is in the group instead of it.
     """
 
     __tablename__ = "dicom_instances"
     __table_args__ = (
+        # A group that amends another one has that one's instances, too.
+        sa.UniqueConstraint("path", "group_id"),
+        sa.Index("ix_dicom_instances_association", "association"),
         sa.Index(
             "ux_dicom_instances_current", "group_id", "sop_instance_uid", unique=True,
             postgresql_where=sa.text("NOT superseded"),
@@ -239,13 +263,13 @@ class Instance(Record, table=True):
     )  # fmt: skip
 
     id: int | None = Field(default=None, sa_type=sa.BigInteger, primary_key=True)
-    group_id: uuid.UUID = Field(foreign_key="dicom_groups.id", ondelete="CASCADE")
+    group_id: uuid.UUID = Field(foreign_key="dicom_groups.id", ondelete="CASCADE", index=True)
     sop_instance_uid: str = Field(sa_type=sa.Text, index=True)
     sop_class_uid: str = Field(sa_type=sa.Text)
     series_uid: str = Field(sa_type=sa.Text)
     study_uid: str = Field(sa_type=sa.Text, index=True)
     transfer_syntax: str = Field(sa_type=sa.Text)
-    path: str = Field(sa_type=sa.Text, unique=True)
+    path: str = Field(sa_type=sa.Text)
     size_bytes: int = Field(sa_type=sa.BigInteger)
     association: uuid.UUID
     arrived: datetime = moment(nullable=False)

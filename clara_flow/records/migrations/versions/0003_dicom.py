@@ -86,6 +86,21 @@ def upgrade() -> None:
         sa.UniqueConstraint("ae_title", name=op.f("uq_dicom_aetitles_ae_title")),
     )
     op.create_table(
+        "dicom_associations",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("journal", sa.Text(), nullable=False),
+        sa.Column("aetitle", sa.Text(), nullable=False),
+        sa.Column("calling_ae", sa.Text(), server_default="", nullable=False),
+        sa.Column("called_ae", sa.Text(), server_default="", nullable=False),
+        sa.Column("peer", sa.Text(), server_default="", nullable=False),
+        sa.Column("require_release", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("opened", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("closed", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("how", sa.Text(), server_default="", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_dicom_associations")),
+    )
+    op.create_index(op.f("ix_dicom_associations_journal"), "dicom_associations", ["journal"], unique=False)
+    op.create_table(
         "dicom_destinations",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column(
@@ -265,8 +280,10 @@ def upgrade() -> None:
             ["group_id"], ["dicom_groups.id"], name=op.f("fk_dicom_instances_group_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dicom_instances")),
-        sa.UniqueConstraint("path", name=op.f("uq_dicom_instances_path")),
+        sa.UniqueConstraint("path", "group_id", name=op.f("uq_dicom_instances_path_group_id")),
     )
+    op.create_index("ix_dicom_instances_association", "dicom_instances", ["association"], unique=False)
+    op.create_index(op.f("ix_dicom_instances_group_id"), "dicom_instances", ["group_id"], unique=False)
     op.create_index(op.f("ix_dicom_instances_sop_instance_uid"), "dicom_instances", ["sop_instance_uid"], unique=False)
     op.create_index(op.f("ix_dicom_instances_study_uid"), "dicom_instances", ["study_uid"], unique=False)
     op.create_index(
@@ -303,6 +320,7 @@ def downgrade() -> None:
         "dicom_journals",
         "dicom_groups",
         "dicom_destinations",
+        "dicom_associations",
         "dicom_aetitles",
         "deliveries",
     ):
