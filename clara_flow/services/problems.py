@@ -35,10 +35,21 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+
+class NotAcceptable(InputError):
+    """There is nothing in a form that the client takes."""
+
+
+class Unprocessable(InputError):
+    """The body is of the right form, and what it asks for cannot be done."""
+
+
 # The first that fits: special cases stand before general ones.
 STATUS_OF: Sequence[tuple[type[ClaraFlowError], int, str]] = (
     (NotFound, 404, "Not found"),
     (Conflict, 409, "Conflict"),
+    (NotAcceptable, 406, "Not acceptable"),
+    (Unprocessable, 422, "The request cannot be used"),
     (InputError, 400, "The request cannot be used"),
     (SettingsError, 400, "A setting cannot be used"),
     (ResourcesNeverFit, 422, "More is asked for than there is"),
