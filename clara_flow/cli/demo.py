@@ -25,16 +25,21 @@ def demo(
         Path | None, typer.Option(help="Data folder of the platform. Default: CLARA_FLOW_DATA_DIR.", show_default=False)
     ] = None,
 ) -> None:
-    """Make a real MR study as DICOM, run brain extraction on it, show where the results and the Prefect UI are.
+    """Send a real MR study to the platform as a modality does, and see its result arrive at a PACS.
 
-    The study is the Colin27 head where Debian's mricron-data is installed, the MNI152 head of the package nilearn
-    elsewhere. Everything stays up until Ctrl-C, so that you can look around; then it is stopped.
+    The platform is started, with a demo PACS beside it (Orthanc where it is installed). The study goes to the DICOM
+    listener by C-STORE, becomes a brain extraction by itself, and the segmentation is sent to the PACS. It is the
+    Colin27 head where Debian's mricron-data is installed, the MNI152 head of the package nilearn elsewhere.
+    Everything stays up until Ctrl-C, so that you can look around; then it is stopped.
 
     Example: clara-flow demo --output demo-output
     """
     from rich.console import Console
 
-    from clara_flow.cli.main_job import Order, run_main_job, show, terminating_like_ctrl_c
+    from clara_flow.cli.demo_pacs import demo_pacs
+    from clara_flow.cli.main_job import show, terminating_like_ctrl_c
+    from clara_flow.cli.results import check_target
+    from clara_flow.cli.wire_job import run_wire_job
     from clara_flow.errors import ClaraFlowError
     from clara_flow.services.platform import take_down
     from clara_flow.services.state_file import StateFile
@@ -48,17 +53,19 @@ def demo(
         made = subprocess.run([sys.executable, "-m", SAMPLE_STUDY, "--output", str(study)], check=False)
         if made.returncode != 0:
             raise ClaraFlowError("the sample study could not be made; the lines above say why")
-        order = Order(target=output, pipeline="brain-extraction", source=study, arguments={}, keep=True)
+        check_target(output, study)
         try:
-            done = run_main_job(settings, console, order)
-            show(console, done)
-            pictures = [path for path in done.written if path.suffix == ".png"]
-            for picture in pictures:
-                console.print(f"Look at:    {picture.resolve()}", markup=False, highlight=False, soft_wrap=True)
-            if wait:
-                console.print("The Prefect UI stays up until Ctrl-C.", highlight=False)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                with terminating_like_ctrl_c():
+            with terminating_like_ctrl_c(), demo_pacs(Path(folder) / "pacs") as pacs:
+                delivered = run_wire_job(settings, console, study, output, pacs)
+                show(console, delivered.done)
+                for path in delivered.done.written:
+                    if path.suffix == ".png":
+                        console.print(f"Look at:    {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+                where = f"{pacs.title} ({pacs.page})" if pacs.page else pacs.title
+                console.print(f"Arrived:    {len(delivered.instances)} instance(s) at {where}", highlight=False)
+                if wait:
+                    console.print("Everything stays up until Ctrl-C.", highlight=False)
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                     threading.Event().wait()
         except KeyboardInterrupt:
             console.print("Stopping.", highlight=False)

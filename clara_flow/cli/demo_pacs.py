@@ -18,15 +18,27 @@ from clara_flow.errors import ServiceError
 
 START_S = 20.0
 POLL_S = 0.1
+ORTHANC = "ORTHANC"
 
 
 class DemoPacs(Protocol):
-    """Where the demo's results arrive. `page`: where people look at them, "" where there is none."""
+    """Where the demo's results arrive. `page` is "" where there is none."""
 
-    title: str
-    ae_title: str
-    port: int
-    page: str
+    @property
+    def title(self) -> str:
+        """What people call it."""
+
+    @property
+    def ae_title(self) -> str:
+        """Its AE title."""
+
+    @property
+    def port(self) -> int:
+        """Its DICOM port."""
+
+    @property
+    def page(self) -> str:
+        """Where people look at it."""
 
     def holds(self, sop_instance_uid: str) -> bool:
         """Whether that instance has arrived."""
@@ -47,7 +59,7 @@ class Orthanc:
     port: int
     page: str
     title: str = "Orthanc"
-    ae_title: str = "ORTHANC"
+    ae_title: str = ORTHANC
 
     def holds(self, sop_instance_uid: str) -> bool:
         """Asks its REST interface."""
@@ -66,7 +78,7 @@ def _orthanc(program: str, folder: Path) -> Iterator[Orthanc]:
         "Name": "clara-flow demo",
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "storage"),
-        "DicomAet": Orthanc.ae_title,
+        "DicomAet": ORTHANC,
         "DicomPort": port,
         "DicomCheckCalledAet": True,
         "HttpPort": http_port,
@@ -96,7 +108,10 @@ def _orthanc(program: str, folder: Path) -> Iterator[Orthanc]:
             except httpx.HTTPError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise ServiceError(
-                        "Orthanc", "it does not start", remedy="Look into its log.", log_path=str(folder / "orthanc.log")
+                        "Orthanc",
+                        "it does not start",
+                        remedy="Look into its log.",
+                        log_path=str(folder / "orthanc.log"),
                     ) from None
                 time.sleep(POLL_S)
         yield pacs
@@ -133,7 +148,7 @@ def _own(folder: Path) -> Iterator[OwnPacs]:
     pacs = OwnPacs(_free_port(), folder)
 
     def keep(event: evt.Event) -> int:
-        uid = "".join(letter for letter in str(event.request.AffectedSOPInstanceUID) if letter in "0123456789.")
+        uid = "".join(letter for letter in str(event.dataset.SOPInstanceUID) if letter in "0123456789.")
         partial = folder / f".{uid}.partial"
         partial.write_bytes(event.encoded_dataset())
         partial.replace(folder / f"{uid}.dcm")
@@ -145,7 +160,8 @@ def _own(folder: Path) -> Iterator[OwnPacs]:
     try:
         yield pacs
     finally:
-        server.shutdown()
+        if server is not None:
+            server.shutdown()
 
 
 def _free_port() -> int:

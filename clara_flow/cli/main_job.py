@@ -64,7 +64,7 @@ def run_main_job(settings: Settings, console: Console, order: Order) -> Done:
     existed = order.target.exists()
     check_target(order.target, order.source)
     try:
-        with terminating_like_ctrl_c(), _platform(settings, console) as platform:
+        with terminating_like_ctrl_c(), platform_for(settings, console) as platform:
             return _run(settings, platform, console, order, compiled)
     finally:
         if not existed:
@@ -88,14 +88,14 @@ def _run(
     )
     job = _create(house, console, order, compiled)
     try:
-        return _watch(platform, house, job, console, order)
+        return watch_job(platform, house, job, console, order)
     except KeyboardInterrupt:
         if jobs.cancel_job(house.engine, job.id, reason="interrupted").state is JobState.STOPPED:
             _remove_payload(house, job)  # else something works in it still; housekeeping removes it
         raise
 
 
-def _watch(platform: PlatformHandle, house: House, job: Job, console: Console, order: Order) -> Done:
+def watch_job(platform: PlatformHandle, house: House, job: Job, console: Console, order: Order) -> Done:
     """Run the job and copy its results out. An interruption raises KeyboardInterrupt until the results are in place."""
     from clara_flow.deployments.watch import JobWatch
     from clara_flow.records.state_machine import JobStatus
@@ -174,7 +174,7 @@ def _model_progress(console: Console) -> Callable[[str, float, str], None]:
 
 
 @contextmanager
-def _platform(settings: Settings, console: Console) -> Iterator[PlatformHandle]:
+def platform_for(settings: Settings, console: Console) -> Iterator[PlatformHandle]:
     """The running platform, started when there is none. An interrupted job stops what it started."""
     import os
 
