@@ -28,7 +28,13 @@ from clara_flow.records.delivery_queries import (
     list_items,
     queues,
 )
-from clara_flow.records.delivery_registration import checked_agent, destinations_in, register
+from clara_flow.records.delivery_registration import (
+    checked_agent,
+    checked_text,
+    checked_uris,
+    destinations_in,
+    register,
+)
 from clara_flow.records.delivery_states import DeliveryEvent, advance_item, retried_item
 from clara_flow.records.delivery_steps import CHANNEL
 from clara_flow.records.dicom_models import Delivery, DeliveryItem, DeliveryState, ItemState
@@ -40,6 +46,8 @@ __all__ = [
     "ItemNews",
     "Queue",
     "checked_agent",
+    "checked_text",
+    "checked_uris",
     "destinations_in",
     "discard",
     "expire",

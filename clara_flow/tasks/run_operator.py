@@ -6,7 +6,8 @@
 3. It waits until the machine has what it asks for: WaitingForResources.
 4. It is launched, or let go where it was started early; its log lines go to the task's log as they come.
 5. What can heal is tried again, with resources asked for anew.
-6. Its outputs are sealed, then the record says Completed. Whatever goes wrong before leaves no half output.
+6. Its outputs are sealed, what it registered becomes delivery tasks, then the record says Completed. Whatever goes
+   wrong before leaves no half output.
 
 A job that shall go back to the queue begins no operator any more: what did not begin is left over, Preempted.
 """
@@ -30,7 +31,7 @@ from clara_flow.infra.launchers.spec import ExitReport, ResourceRequest
 from clara_flow.plan import PlanOperator
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import OperatorEvent
-from clara_flow.tasks import task_states
+from clara_flow.tasks import register_results, task_states
 from clara_flow.tasks.attempt import Attempt, EndedEarly, attempts_before
 from clara_flow.tasks.early_start import Started
 from clara_flow.tasks.ensure_models import model_digest
@@ -109,6 +110,7 @@ class Step:
             message = f"sealed by job {self.job.job.resumes}"
         if sealed is None:
             return None
+        await register_results.register(self.job, self.operator, sealed.facts)
         await self._record(jobs.operator_ended, OperatorEvent.REUSE, message=message, digest=digest)
         self.job.begun[self.name].set()
         return task_states.cached(message)
@@ -144,13 +146,15 @@ class Step:
                     await started.attempt.discard()
             if self.job.stop_reason == ABANDONED:  # whoever has the job now seals
                 raise OperatorCancelled(self.name, log_path=str(self.log_path))
+            facts = await register_results.facts_of(self.job, self.operator)
         except BaseException:
             await asyncio.gather(*map(desk.release, grants))
             raise
         await asyncio.gather(
-            asyncio.to_thread(self.job.payload.seal_outputs, self.name, digest, attempt=number),
+            asyncio.to_thread(self.job.payload.seal_outputs, self.name, digest, attempt=number, facts=facts),
             *map(desk.release, grants),
         )
+        await register_results.register(self.job, self.operator, facts)
         await self._record(
             jobs.operator_ended,
             OperatorEvent.COMPLETE,

@@ -21,17 +21,18 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from clara_flow.errors import ClaraFlowError, InputError, LauncherUnavailable
+from clara_flow.errors import ClaraFlowError, LauncherUnavailable
 from clara_flow.infra.fastio.volumes import FastIOVolumes
 from clara_flow.infra.launchers.base import Launcher
 from clara_flow.infra.launchers.registry import FACTORIES, create_launcher
 from clara_flow.infra.pool.reconcile import FoundFolder, Readmit, Release, repair_of, unrecorded
+from clara_flow.infra.pool.removal import remove_payload
 from clara_flow.infra.pool.retention import Rules, early, overdue
-from clara_flow.records import jobs, payloads, upkeep
+from clara_flow.records import jobs, upkeep
 from clara_flow.records.database import DatabaseAway
 from clara_flow.records.durable import write_durably
 from clara_flow.records.log_archive import LogArchive
-from clara_flow.records.payload_store import PayloadFolder, PayloadStore
+from clara_flow.records.payload_store import PayloadStore
 from clara_flow.records.state_machine import JobPhase
 from clara_flow.records.upkeep import Holder, IdlePayload
 from clara_flow.settings import Settings
@@ -274,17 +275,5 @@ class Housekeeping:
 
     def _remove(self, payload: IdlePayload, reason: str) -> None:
         """A payload's files, unless somebody uses it now; its logs are kept."""
-        after = payload.idle_since + timedelta(microseconds=1)
-        if payload.id not in {still.id for still in upkeep.idle_payloads(self.engine, after, only=payload.id)}:
-            return
-        folder: PayloadFolder = self.store.folder(payload.id)
-        if payload.job_ids:
-            self.archive.keep(folder, payload.idle_since)
-        self.store.remove(payload.id)
-        try:
-            payloads.mark_removed(self.engine, payload.id)
-        except InputError:  # somebody deleted its record meanwhile
-            return
-        if not payload.job_ids:
-            upkeep.forget_payload(self.engine, payload.id)
-        self._did("payloads removed", f"payload {payload.id}: {reason}")
+        if remove_payload(self.engine, self.store, self.archive, payload):
+            self._did("payloads removed", f"payload {payload.id}: {reason}")
