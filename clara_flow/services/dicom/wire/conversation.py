@@ -1,0 +1,169 @@
+"""The messages of an association (PS3.7): put together from fragments, done, answered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from clara_flow.services.dicom.privacy import hashed
+from clara_flow.services.dicom.wire import command_set
+from clara_flow.services.dicom.wire.command_set import Command, Status
+from clara_flow.services.dicom.wire.commitment import (
+    SAFE,
+    WELL_KNOWN_INSTANCE,
+    CommitmentAction,
+    CommitmentCheck,
+    CommitmentRequest,
+    Reference,
+    begin_action,
+    write_report,
+)
+from clara_flow.services.dicom.wire.contexts import STORAGE_COMMITMENT, VERIFICATION
+from clara_flow.services.dicom.wire.counters import Counters
+from clara_flow.services.dicom.wire.negotiation import ContextAnswer
+from clara_flow.services.dicom.wire.pdu import AbortReason, Fragment, PduError, data_pdus
+from clara_flow.services.dicom.wire.store import Operation, Outcome, Reception, Refused, begin_store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    command: Command
+    operation: Operation
+
+
+class Conversation:
+    """Takes fragments, does what they ask for, sends what is to be answered. One thread's.
+
+    contexts        the accepted ones by their ID.
+    is_stored       whether this association itself has stored that instance (SOP class, SOP instance).
+    check           asks our records for the others.
+    send            puts bytes on the wire.
+    peer_maximum    the longest P-DATA-TF that the peer takes, in bytes; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        contexts: Mapping[int, ContextAnswer],
+        reception: Reception,
+        *,
+        is_stored: Callable[[str, str], bool],
+        check: CommitmentCheck,
+        counters: Counters,
+        send: Callable[[bytes], None],
+        peer_maximum: int,
+    ) -> None:
+        self._contexts = contexts
+        self._reception = reception
+        self._is_stored = is_stored
+        self._check = check
+        self._counters = counters
+        self._send = send
+        self._peer_maximum = peer_maximum
+        self._command = bytearray()
+        self._context_id = 0
+        self._pending: _Pending | None = None
+        self._reports = 0  # told to the peer and not yet acknowledged
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message has begun that is not whole."""
+        return self._pending is not None or bool(self._command)
+
+    @property
+    def unacknowledged_reports(self) -> int:
+        """Storage commitment reports that the peer has not answered."""
+        return self._reports
+
+    def take(self, fragment: Fragment) -> None:
+        """The next piece of a message. Raises PduError, CommandError, and OSError when the answer cannot be sent."""
+        if self.is_busy and fragment.context_id != self._context_id:
+            raise PduError(AbortReason.INVALID_PARAMETER, "a message on two presentation contexts")
+        if fragment.is_command:
+            self._take_command(fragment)
+            return
+        if self._pending is None:
+            raise PduError(AbortReason.UNEXPECTED_PARAMETER, "a data set without a command")
+        self._pending.operation.write(fragment.data)
+        if fragment.is_last:
+            self._finish(self._pending)
+
+    def abandon(self) -> None:
+        """Nothing more will come."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.operation.abandon()
+
+    def _take_command(self, fragment: Fragment) -> None:
+        if self._pending is not None:
+            raise PduError(AbortReason.UNEXPECTED_PARAMETER, "a command inside a data set")
+        if fragment.context_id not in self._contexts:
+            raise PduError(AbortReason.INVALID_PARAMETER, "a presentation context that was not accepted")
+        if len(self._command) + len(fragment.data) > command_set.MAXIMUM_BYTES:
+            raise PduError(AbortReason.INVALID_PARAMETER, "a command set of more than 64 KiB")
+        self._context_id = fragment.context_id
+        self._command += fragment.data
+        if fragment.is_last:
+            command = command_set.decode(bytes(self._command))
+            self._command.clear()
+            self._begin(command)
+
+    def _begin(self, command: Command) -> None:
+        context = self._contexts[self._context_id]
+        if command.field == command_set.C_STORE_RQ:
+            operation = begin_store(command, context, self._reception)
+        elif command.field == command_set.N_ACTION_RQ:
+            operation = begin_action(command, context)
+        elif command.field == command_set.C_ECHO_RQ:
+            is_known = context.abstract_syntax == VERIFICATION
+            operation = Refused(Outcome(Status.SUCCESS if is_known else Status.CLASS_NOT_SUPPORTED))
+        else:
+            operation = Refused(Outcome(Status.UNRECOGNISED_OPERATION))
+        self._pending = _Pending(command, operation)
+        if not command.has_data_set:
+            self._finish(self._pending)
+
+    def _finish(self, pending: _Pending) -> None:
+        """The message is whole. An error below leaves it pending, to be abandoned."""
+        command = pending.command
+        outcome = pending.operation.finish()
+        self._pending = None
+        if command.field & command_set.RESPONSE:
+            if command.field == command_set.N_EVENT_REPORT_RSP and self._reports:
+                self._reports -= 1
+            return  # nobody answers an answer
+        if command.field == command_set.C_CANCEL_RQ:
+            return  # there is nothing to cancel, and no answer to it (PS3.7 section 9.3.2.3)
+        if command.field == command_set.C_STORE_RQ:
+            self._note(command, outcome)
+        self._say(command_set.response(command, outcome.status, outcome.comment))
+        if isinstance(pending.operation, CommitmentAction) and pending.operation.request is not None:
+            self._report(pending.operation.request)
+
+    def _note(self, command: Command, outcome: Outcome) -> None:
+        self._counters.answer(outcome.status)
+        if outcome.status != Status.SUCCESS:
+            name = hashed(command.sop_instance)
+            log.warning("instance %s refused: 0x%04X %s", name, outcome.status, outcome.comment)
+
+    def _report(self, request: CommitmentRequest) -> None:
+        """Tell the peer what is safe, on this association (PS3.4 section J.3.3)."""
+        syntax = self._contexts[self._context_id].transfer_syntax
+        event_type, data = write_report(request, self._judge(request), syntax)
+        self._reports += 1
+        message_id = self._reports & 0xFFFF
+        self._say(command_set.event_report(message_id, STORAGE_COMMITMENT, WELL_KNOWN_INSTANCE, event_type), data)
+
+    def _judge(self, request: CommitmentRequest) -> list[int]:
+        """For each reference, whether it is safe: what was stored here needs no asking."""
+        unsure = [each for each in request.references if not self._is_stored(each.sop_class, each.sop_instance)]
+        reasons: dict[Reference, int] = dict(zip(unsure, self._check(unsure) if unsure else (), strict=True))
+        return [reasons.get(each, SAFE) for each in request.references]
+
+    def _say(self, command: bytes, data: bytes | None = None) -> None:
+        pdus = data_pdus(self._context_id, command, is_command=True, peer_maximum=self._peer_maximum)
+        if data is not None:
+            pdus += data_pdus(self._context_id, data, is_command=False, peer_maximum=self._peer_maximum)
+        self._send(pdus)
