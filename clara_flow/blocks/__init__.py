@@ -1,0 +1,1 @@
+"""Prefect blocks: named, reusable configuration with secrets."""

@@ -1,0 +1,260 @@
+"""Rows of the DICOM configuration: our AE titles, who may send, where results may go. All changes ring on CHANNEL.
+
+What a row must be like is checked by `services.dicom.config_check`, before it comes here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlmodel import Session, col, select
+
+from clara_flow.errors import Conflict, NotFound
+from clara_flow.records.database import reading, statements, transaction
+from clara_flow.records.dicom_models import AeTitle, Destination, Group, GroupState, SourceNode
+
+CHANNEL = "clara_flow_dicom"
+LOCK = sa.select(sa.func.pg_advisory_xact_lock(0x4449434F4D))  # "DICOM" in ASCII: changes come one after the other
+LIVE_GROUPS = (GroupState.OPEN, GroupState.COMPLETE)
+
+Row = TypeVar("Row", AeTitle, SourceNode, Destination)
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """A deleted AE title: its groups under way, when an instance last came for it, when it was deleted (UTC)."""
+
+    live_groups: int
+    last_arrival: datetime | None
+    since: datetime
+
+
+def list_aetitles(engine: sa.Engine) -> list[AeTitle]:
+    """All of them by name, those that drain too."""
+    with reading(engine) as session:
+        return list(session.exec(select(AeTitle).order_by(col(AeTitle.name))))
+
+
+def get_aetitle(engine: sa.Engine, name: str) -> AeTitle:
+    """The AE title of that name (not: title), also while it drains. Raises NotFound."""
+    with reading(engine) as session:
+        return _existing(session, AeTitle, name)
+
+
+def add_aetitle(engine: sa.Engine, aetitle: AeTitle) -> AeTitle:
+    """Add it; one of the same name that drains comes back to life so. Raises Conflict when name or title is taken."""
+    with _change(engine, "aetitle", aetitle.name) as session:
+        former = session.get(AeTitle, aetitle.name)
+        if former is not None and not former.draining:
+            raise Conflict(f"there is an AE title named {aetitle.name!r} already", name=aetitle.name)
+        _refuse_taken_title(session, aetitle)
+        if former is not None:
+            session.delete(former)
+            session.flush()
+        return _inserted(session, aetitle)
+
+
+def update_aetitle(engine: sa.Engine, name: str, **changes: Any) -> AeTitle:
+    """Change what is named; returns the row as it is then. Raises NotFound, also while it drains, and Conflict."""
+    with _change(engine, "aetitle", name) as session:
+        row = _existing(session, AeTitle, name)
+        if row.draining:
+            raise _unknown(AeTitle, name)
+        _changed(row, changes)
+        with session.no_autoflush:
+            _refuse_taken_title(session, row)
+        session.add(row)
+        return row
+
+
+def delete_aetitle(engine: sa.Engine, name: str) -> AeTitle:
+    """Take nothing new for it; `remove_drained` removes it when its groups are over. Raises NotFound.
+
+    It drains even where no group is open: what a listener has acknowledged may not be in a group yet.
+    """
+    with _change(engine, "aetitle", name) as session:
+        row = _existing(session, AeTitle, name)
+        if row.draining:
+            raise _unknown(AeTitle, name)
+        _changed(row, {"draining": True})
+        session.add(row)
+        return row
+
+
+def draining_aetitles(engine: sa.Engine) -> dict[str, Drain]:
+    """What goes on at the AE titles that were deleted, by name."""
+    groups = (
+        sa.select(
+            col(Group.aetitle),
+            sa.func.count().filter(col(Group.state).in_(LIVE_GROUPS)).label("live"),
+            sa.func.max(col(Group.last_arrival)).label("last_arrival"),
+        )
+        .group_by(col(Group.aetitle))
+        .subquery()
+    )
+    query = (
+        sa.select(col(AeTitle.name), sa.func.coalesce(groups.c.live, 0), groups.c.last_arrival, col(AeTitle.updated))
+        .outerjoin(groups, groups.c.aetitle == col(AeTitle.name))
+        .where(col(AeTitle.draining))
+    )
+    with statements(engine) as connection:
+        return {name: Drain(*facts) for name, *facts in connection.execute(query)}
+
+
+def remove_drained(engine: sa.Engine, names: Iterable[str]) -> list[str]:
+    """Remove those AE titles of `names` that were deleted and have no group under way; returns their names.
+
+    Only call it when everything that listeners received for them is in groups.
+    """
+    busy = sa.exists().where(col(Group.aetitle) == col(AeTitle.name), col(Group.state).in_(LIVE_GROUPS))
+    over = sa.delete(AeTitle).where(col(AeTitle.name).in_(list(names)), col(AeTitle.draining), ~busy)
+    with transaction(engine) as session:
+        session.execute(LOCK)
+        removed = sorted(session.execute(over.returning(col(AeTitle.name))).scalars())
+        for name in removed:
+            _ring(session, "aetitle", name)
+        return removed
+
+
+def list_sources(engine: sa.Engine) -> list[SourceNode]:
+    """Who may send, by AE title."""
+    with reading(engine) as session:
+        return list(session.exec(select(SourceNode).order_by(col(SourceNode.ae_title))))
+
+
+def get_source(engine: sa.Engine, ae_title: str) -> SourceNode:
+    """The source of that AE title. Raises NotFound."""
+    with reading(engine) as session:
+        return _existing(session, SourceNode, ae_title)
+
+
+def add_source(engine: sa.Engine, source: SourceNode) -> SourceNode:
+    """Add it. Raises Conflict when there is one of that AE title."""
+    with _change(engine, "source", source.ae_title) as session:
+        if session.get(SourceNode, source.ae_title) is not None:
+            raise Conflict(f"there is a source {source.ae_title!r} already", name=source.ae_title)
+        return _inserted(session, source)
+
+
+def update_source(engine: sa.Engine, ae_title: str, **changes: Any) -> SourceNode:
+    """Change what is named; returns the row as it is then. Raises NotFound."""
+    with _change(engine, "source", ae_title) as session:
+        row = _existing(session, SourceNode, ae_title)
+        _changed(row, changes)
+        session.add(row)
+        return row
+
+
+def delete_source(engine: sa.Engine, ae_title: str) -> SourceNode:
+    """Remove it; returns what it was. Associations that it has go on. Raises NotFound."""
+    with _change(engine, "source", ae_title) as session:
+        row = _existing(session, SourceNode, ae_title)
+        session.delete(row)
+        return row
+
+
+def list_destinations(engine: sa.Engine) -> list[Destination]:
+    """Where results may go, by name."""
+    with reading(engine) as session:
+        return list(session.exec(select(Destination).order_by(col(Destination.name))))
+
+
+def get_destination(engine: sa.Engine, name: str) -> Destination:
+    """The destination of that name, in any case. Raises NotFound that lists those that there are."""
+    with reading(engine) as session:
+        return _destination(session, name)
+
+
+def add_destination(engine: sa.Engine, destination: Destination) -> Destination:
+    """Add it. Raises Conflict when there is one of that name, in any case."""
+    with _change(engine, "destination", destination.name) as session:
+        taken = _same_name(session, destination.name)
+        if taken is not None:
+            raise Conflict(f"there is a destination named {taken.name!r} already", name=taken.name)
+        return _inserted(session, destination)
+
+
+def update_destination(engine: sa.Engine, name: str, **changes: Any) -> Destination:
+    """Change what is named; returns the row as it is then. Raises NotFound."""
+    with _change(engine, "destination", name) as session:
+        row = _destination(session, name)
+        _changed(row, changes)
+        session.add(row)
+        return row
+
+
+def delete_destination(engine: sa.Engine, name: str) -> Destination:
+    """Remove it; returns what it was. Deliveries to it that are left fail with its name. Raises NotFound."""
+    with _change(engine, "destination", name) as session:
+        row = _destination(session, name)
+        session.delete(row)
+        return row
+
+
+@contextmanager
+def _change(engine: sa.Engine, what: str, name: str) -> Iterator[Session]:
+    """A transaction that no other change goes beside; the change is rung for when it is committed."""
+    with transaction(engine) as session:
+        session.execute(LOCK)
+        _ring(session, what, name)
+        yield session
+
+
+def _ring(session: Session, what: str, name: str) -> None:
+    session.execute(sa.select(sa.func.pg_notify(CHANNEL, json.dumps({what: name}))))
+
+
+def _existing(session: Session, model: type[Row], key: str) -> Row:
+    row = session.get(model, key)
+    if row is None:
+        raise _unknown(model, key, _names(session, model))
+    return row
+
+
+def _destination(session: Session, name: str) -> Destination:
+    row = _same_name(session, name)
+    if row is None:
+        raise _unknown(Destination, name, _names(session, Destination))
+    return row
+
+
+def _same_name(session: Session, name: str) -> Destination | None:
+    return session.exec(select(Destination).where(sa.func.lower(Destination.name) == name.lower())).one_or_none()
+
+
+def _names(session: Session, model: type[Row]) -> Sequence[str]:
+    rows = sa.inspect(model).primary_key[0]
+    alive = sa.select(rows).order_by(rows)
+    return session.execute(alive.where(~col(AeTitle.draining)) if model is AeTitle else alive).scalars().all()
+
+
+def _unknown(model: type[Row], key: str, names: Sequence[str] = ()) -> NotFound:
+    noun = {AeTitle: "AE title", SourceNode: "source", Destination: "destination"}[model]
+    known = f"; there are {', '.join(names)}" if names else ""
+    return NotFound(f"there is no {noun} {key!r}{known}", name=key)
+
+
+def _refuse_taken_title(session: Session, aetitle: AeTitle) -> None:
+    query = select(AeTitle).where(col(AeTitle.ae_title) == aetitle.ae_title, col(AeTitle.name) != aetitle.name)
+    other = session.exec(query).one_or_none()
+    if other is not None:
+        state = ", which was deleted and still drains" if other.draining else ""
+        raise Conflict(f"AE title {aetitle.ae_title!r} is that of {other.name!r}{state}", name=other.name)
+
+
+def _inserted(session: Session, row: Row) -> Row:
+    row.created = row.updated = datetime.now(UTC)
+    session.add(row)
+    return row
+
+
+def _changed(row: Row, changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        setattr(row, name, value)
+    row.updated = datetime.now(UTC)
