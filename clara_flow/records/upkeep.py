@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -13,6 +14,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from clara_flow.records.database import statements, transaction
+from clara_flow.records.dicom_models import Delivery
 from clara_flow.records.models import Job, Lease, LeaseState, Payload, PayloadKind
 from clara_flow.records.state_machine import JobPhase, JobState, JobStatus
 from clara_flow.records.transitions import LEASES_CHANNEL, announce, locked
@@ -40,7 +42,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdlePayload:
-    """A payload that nobody uses: its jobs have stopped, and no other job goes on from them.
+    """A payload that nobody uses: its jobs have stopped, no other goes on from them, nothing of it is to be delivered.
 
     job_ids     its jobs; none for a payload whose maker was killed before it made one.
     completed   whether all of them completed.
@@ -118,6 +120,11 @@ def idle_payloads(engine: sa.Engine, before: datetime, *, only: uuid.UUID | None
         .where(col(later.resumes) == earlier.id, col(earlier.payload_id) == Payload.id)
         .where(col(later.state) != JobState.STOPPED)
     )
+    awaits_delivery = (  # whoever registers may leave out the dashes
+        sa.exists()
+        .where(col(Delivery.ended).is_(None))
+        .where(sa.func.replace(sa.func.lower(Delivery.payload_id), "-", "") == _digits(col(Payload.id)))
+    )
     idle_since = sa.func.coalesce(sa.func.max(Job.stopped), col(Payload.created))
     query = (
         sa.select(
@@ -128,7 +135,12 @@ def idle_payloads(engine: sa.Engine, before: datetime, *, only: uuid.UUID | None
         )
         .select_from(Payload)
         .outerjoin(Job, col(Job.payload_id) == Payload.id)
-        .where(col(Payload.kind) == PayloadKind.PIPELINE, col(Payload.removed).is_(None), ~goes_on_from_it)
+        .where(
+            col(Payload.kind) == PayloadKind.PIPELINE,
+            col(Payload.removed).is_(None),
+            ~goes_on_from_it,
+            ~awaits_delivery,
+        )
         .group_by(col(Payload.id))
         .having(sa.func.coalesce(sa.func.bool_and(col(Job.state) == JobState.STOPPED), sa.true()), idle_since < before)
         .order_by(idle_since, col(Payload.id))
@@ -140,6 +152,10 @@ def idle_payloads(engine: sa.Engine, before: datetime, *, only: uuid.UUID | None
             IdlePayload(id=row[0], job_ids=tuple(row[1]), completed=bool(row[2]), idle_since=row[3])
             for row in connection.execute(query)
         ]
+
+
+def _digits(identifier: Any) -> sa.ColumnElement[str]:
+    return sa.func.replace(sa.cast(identifier, sa.Text), "-", "")
 
 
 def forget_payload(engine: sa.Engine, payload_id: uuid.UUID) -> None:

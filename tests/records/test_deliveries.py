@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import uuid
 from collections import Counter
@@ -316,6 +318,39 @@ def test_a_late_report_of_an_expired_attempt_is_counted_once(engine: sa.Engine) 
     deliveries.expire(engine)
     for _ in range(2):
         assert deliveries.fail(engine, task.id, True).retries == 1
+
+
+AGENT = """
+import sys
+from clara_flow.records import deliveries
+from clara_flow.records.database import connect
+
+engine = connect(sys.argv[1])
+while tasks := deliveries.take(engine, "Archive", 4, 1800):
+    for task in tasks:
+        print(task.id, flush=True)  # delivered, and not reported
+        deliveries.succeed(engine, task.id, task.lease)
+"""
+
+
+def test_an_agent_that_is_killed_loses_nothing(engine: sa.Engine, database_url: str) -> None:
+    tasks = {register(engine).id for _ in range(60)}
+    delivered: Counter[str] = Counter()
+    for kill_after in (1, 7, 2, 13, 0):
+        command = [sys.executable, "-c", AGENT, database_url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as agent:
+            assert agent.stdout is not None
+            for count, line in enumerate(agent.stdout, 1):
+                delivered[line.strip()] += 1
+                if count == kill_after:
+                    agent.kill()
+                    break
+            delivered.update(line.strip() for line in agent.stdout)
+        for task in deliveries.list_deliveries(engine, state=DeliveryState.IN_PROGRESS):
+            expire(engine, task)
+    assert delivered.keys() == {str(task) for task in tasks}
+    assert {now(engine, task).state for task in deliveries.list_deliveries(engine)} == {DeliveryState.SUCCEEDED}
+    assert sum(delivered.values()) - len(tasks) <= 4  # one for each kill: delivered twice, shown once
 
 
 # Files, and what people do

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from waiting import eventually
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import StorageError
 from clara_flow.infra.images.catalog import Catalog
-from clara_flow.records import database, deliveries, jobs, payloads, pipelines
+from clara_flow.records import database, deliveries, jobs, payloads, pipelines, upkeep
 from clara_flow.records.dicom_models import DeliveryState
 from clara_flow.records.models import Job
 from clara_flow.records.owner import Owner
@@ -124,6 +125,17 @@ def test_files_stay_while_a_delivery_is_not_over(world: World, state: DeliverySt
     world.delivery(job, state)
     assert world.cleanup.sweep() == []
     assert world.has_files(job)
+
+
+@pytest.mark.parametrize("state", [DeliveryState.PENDING, DeliveryState.IN_PROGRESS])
+@pytest.mark.parametrize("spelling", [str, lambda payload_id: payload_id.hex.upper()])
+def test_nobody_else_takes_files_from_a_delivery_either(world: World, state: DeliveryState, spelling: Any) -> None:
+    """Housekeeping, that is: when they are old enough for it, or the disk is full."""
+    job, now = world.job(), datetime.now(UTC)
+    task = world.delivery(job, state, payload_id=spelling(job.payload_id))
+    assert upkeep.idle_payloads(world.engine, now) == []
+    deliveries.succeed(world.engine, task)
+    assert [payload.id for payload in upkeep.idle_payloads(world.engine, now)] == [job.payload_id]
 
 
 def test_files_stay_until_their_time(world: World) -> None:
