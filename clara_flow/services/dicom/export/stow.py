@@ -1,0 +1,216 @@
+"""STOW-RS (PS3.18 section 10.5): files as they are, ten in a request, each with its own outcome."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from pydicom import dcmwrite
+
+from clara_flow.records.dicom_models import ItemState
+from clara_flow.services.dicom.export.files import Outgoing, Unsendable
+from clara_flow.services.dicom.export.leases import Hold
+from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
+from clara_flow.services.dicom.export.sender import Deidentify, DestinationFailed, Tell, cleaned
+
+FILES_PER_REQUEST = 10
+CHUNK_BYTES = 128 * 1024
+JSON = "application/dicom+json"
+# Attributes of the response (PS3.18 Table 10.5.3-1 and PS3.3 C.12.1.1.3.1), as DICOM JSON names them.
+FAILED_SEQUENCE, OTHER_FAILURES, STORED_SEQUENCE = "00081198", "0008119A", "00081199"
+INSTANCE, FAILURE_REASON, WARNING_REASON = "00081155", "00081197", "00081196"
+REFUSES_ALL = {400, 409, 413, 415, 422}  # because of something in the request: one file alone may be to blame
+TRY_SINGLY = {400, 413, 415, 422}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a request; `content` where it is not the file as it lies on the disk."""
+
+    file: Outgoing
+    content: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.file.path.stat().st_size if self.content is None else len(self.content)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes. Raises OSError."""
+        if self.content is not None:
+            yield self.content
+            return
+        with self.file.path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+
+class StowSender:
+    """Sends to the studies resource of a DICOMweb server; connections are kept by the client.
+
+    url             of the service (`/studies` is appended) or of its studies resource.
+    credentials     name of a variable of the environment with `user:password` or a bearer token; "": none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        verify: Any = True,
+        credentials: str = "",
+        profile: str = "",
+        deidentify: Deidentify | None = None,
+    ) -> None:
+        base = url.rstrip("/")
+        self.url = base if base.endswith("/studies") else f"{base}/studies"
+        self.credentials, self.profile, self.deidentify = credentials, profile, deidentify
+        self._client = httpx.Client(timeout=timeout_s, verify=verify, follow_redirects=False)
+        self._timeout_s = timeout_s
+
+    def probe(self) -> None:
+        """There is nothing to ask for: the first request is the probe. See `Sender`."""
+
+    def send(self, files: Sequence[Outgoing], tell: Tell, hold: Hold) -> None:
+        """See `Sender`."""
+        for start in range(0, len(files), FILES_PER_REQUEST):
+            parts = []
+            for file in files[start : start + FILES_PER_REQUEST]:
+                hold.check()
+                try:
+                    parts.append(self._part(file))
+                except Unsendable as reason:
+                    tell(file, Verdict(ItemState.POISON, str(reason)))
+                except OSError as error:
+                    why = (error.strerror or "error").lower()
+                    tell(file, Verdict(ItemState.FAILED, f"it cannot be read: {why}"))
+            if parts:
+                self._store(parts, tell, hold)
+
+    def rest(self) -> float | None:
+        """See `Sender`: the client lets go of connections by itself."""
+        return None
+
+    def close(self) -> None:
+        """See `Sender`."""
+        self._client.close()
+
+    def _part(self, file: Outgoing) -> Part:
+        if not self.profile:
+            return Part(file)
+        data_set, file = cleaned(file, self.profile, self.deidentify)
+        content = io.BytesIO()
+        try:
+            dcmwrite(content, data_set, enforce_file_format=True)
+        except Exception as error:  # noqa: BLE001 - whatever a library makes of whatever a file holds
+            raise Unsendable(f"it cannot be encoded ({type(error).__name__})") from None
+        return Part(file, content.getvalue())
+
+    def _store(self, parts: list[Part], tell: Tell, hold: Hold) -> None:
+        response = self._post(parts, hold)
+        status = response.status_code
+        if status in TRY_SINGLY and len(parts) > 1:
+            for part in parts:
+                self._store([part], tell, hold)
+        elif status in REFUSES_ALL or 200 <= status < 300:
+            for part in parts:
+                tell(part.file, _verdict(response, part.file, is_alone=len(parts) == 1))
+        else:
+            kind = "credentials" if status in {401, 403} else "server"
+            raise DestinationFailed(kind, f"the destination answered {_status_in_words(status)}")
+
+    def _post(self, parts: Sequence[Part], hold: Hold) -> httpx.Response:
+        boundary = uuid.uuid4().hex
+        heads = [f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()] * len(parts)
+        tail = f"--{boundary}--\r\n".encode()
+        length = sum(len(head) + part.size + 2 for head, part in zip(heads, parts, strict=True)) + len(tail)
+
+        def body() -> Iterator[bytes]:
+            for head, part in zip(heads, parts, strict=True):
+                yield head
+                for chunk in part.chunks():
+                    hold.check()
+                    yield chunk
+                yield b"\r\n"
+            yield tail
+
+        headers = {
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+            "Content-Length": str(length),
+            "Accept": JSON,
+        } | self._authorization()
+        try:
+            return self._client.post(self.url, content=body(), headers=headers)
+        except httpx.TimeoutException as error:
+            raise DestinationFailed(
+                "unreachable" if isinstance(error, httpx.ConnectTimeout) else "silent",
+                f"the destination did not answer within {self._timeout_s:g} s",
+            ) from None
+        except httpx.ConnectError:
+            raise DestinationFailed("unreachable", "the destination cannot be reached") from None
+        except httpx.HTTPError as error:
+            raise DestinationFailed("lost", f"the destination broke the connection ({type(error).__name__})") from None
+        except OSError as error:
+            raise DestinationFailed("lost", f"a file cannot be read: {(error.strerror or 'error').lower()}") from None
+
+    def _authorization(self) -> dict[str, str]:
+        if not self.credentials:
+            return {}
+        secret = os.environ.get(self.credentials, "").strip()
+        if not secret:
+            raise DestinationFailed(
+                "credentials", f"the environment variable {self.credentials} with the credentials is not set"
+            )
+        user, colon, password = secret.partition(":")
+        if colon:
+            request = next(httpx.BasicAuth(user, password).auth_flow(httpx.Request("POST", self.url)))
+            return {"Authorization": request.headers["Authorization"]}
+        return {"Authorization": f"Bearer {secret}"}
+
+
+def _verdict(response: httpx.Response, file: Outgoing, *, is_alone: bool) -> Verdict:
+    """What the response says of one file (PS3.18 section 10.5.3). Silence about it is success only with status 200."""
+    outcome = _outcomes(response)
+    if (told := outcome.get(file.sop_instance)) is not None:
+        return told
+    if response.status_code == 200:
+        return Verdict(ItemState.SENT)
+    if is_alone and response.status_code in TRY_SINGLY:
+        return Verdict(ItemState.POISON, f"the destination answered {_status_in_words(response.status_code)}")
+    return Verdict(ItemState.FAILED, f"not confirmed ({_status_in_words(response.status_code)})")
+
+
+def _outcomes(response: httpx.Response) -> dict[str, Verdict]:
+    """By SOP Instance UID; empty when the response is no DICOM JSON."""
+    try:
+        content = response.json()
+        content = content[0] if isinstance(content, list) and content else content
+        outcomes: dict[str, Verdict] = {}
+        for item in _items(content, STORED_SEQUENCE):
+            warning = _value(item, WARNING_REASON)
+            outcomes[str(_value(item, INSTANCE))] = verdict_of(int(warning)) if warning else Verdict(ItemState.SENT)
+        for sequence in (FAILED_SEQUENCE, OTHER_FAILURES):
+            for item in _items(content, sequence):
+                reason = _value(item, FAILURE_REASON)
+                outcomes[str(_value(item, INSTANCE))] = verdict_of(0x0110 if reason is None else int(reason))
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return {}
+    return outcomes
+
+
+def _items(content: Any, tag: str) -> list[Any]:
+    return list(content.get(tag, {}).get("Value", [])) if isinstance(content, dict) else []
+
+
+def _value(item: Any, tag: str) -> Any:
+    values = item.get(tag, {}).get("Value", [])
+    return values[0] if values else None
+
+
+def _status_in_words(status: int) -> str:
+    return f"{status} {httpx.codes.get_reason_phrase(status)}".strip()
