@@ -41,15 +41,12 @@ class SpaceCheck:
 
     def _free_and_total(self) -> tuple[int, int]:
         """Bytes. A folder that is not there yet lies on the disk of the one above it."""
-        path = self.path
-        while True:
+        for path in (self.path, *self.path.parents):
             try:
                 disk = os.statvfs(path)
             except (FileNotFoundError, NotADirectoryError):
-                if path.parent == path:
-                    raise
-                path = path.parent
+                continue
             except OSError as error:
                 raise StorageError(f"cannot look at the disk of {path}: {error.strerror}", path=str(path)) from error
-            else:
-                return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+            return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        raise StorageError(f"nothing of {self.path} is there", path=str(self.path))
