@@ -21,6 +21,8 @@ from clara_flow.infra.postgres import records_url
 from clara_flow.records.database import connect
 from clara_flow.services import health, metrics, problems
 from clara_flow.services.access import BearerToken
+from clara_flow.services.dicom import web_routes, web_store
+from clara_flow.services.results import routes as results_routes
 from clara_flow.settings import load_settings
 
 if TYPE_CHECKING:
@@ -37,7 +39,13 @@ DATABASE_CONNECTIONS = 10
 
 def routers_of(house: House) -> Sequence[APIRouter]:
     """Everything that the gateway answers; paths that stand for more come after those that stand for one."""
-    return (health.router(house), metrics.router(house))
+    return (
+        health.router(house),
+        metrics.router(house),
+        results_routes.router(house),
+        web_store.router(house),
+        web_routes.router(house),
+    )
 
 
 def create_app(house: House) -> FastAPI:

@@ -8,14 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 from dicomweb_client.api import DICOMwebClient
-from fastapi import FastAPI
 from postgres_fixture import database_url  # noqa: F401
-from services.dicom.web.studies import Archive
+from services.dicom.web.studies import Archive, application
 from services.gateway.serving import client, house_on, served
 
 from clara_flow.deployments.trigger import House
-from clara_flow.services import problems
-from clara_flow.services.dicom import web_routes
 
 
 @pytest.fixture
@@ -37,10 +34,7 @@ def archive(house: House) -> Archive:
 def url(house: House, archive: Archive) -> Iterator[str]:
     """The address of a gateway with DICOMweb alone."""
     del archive
-    app = FastAPI()
-    app.include_router(web_routes.router(house))
-    problems.install(app)
-    with served(app, house.settings.gateway_port) as address:
+    with served(application(house), house.settings.gateway_port) as address:
         yield address
 
 

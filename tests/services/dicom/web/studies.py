@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pydicom
+from fastapi import FastAPI
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
@@ -18,6 +19,8 @@ from pydicom.uid import generate_uid
 from clara_flow.deployments.trigger import House
 from clara_flow.records.database import transaction
 from clara_flow.records.dicom_models import Group, Instance
+from clara_flow.services import problems
+from clara_flow.services.dicom import web_routes, web_store
 from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig
 from clara_flow.services.dicom.places import Places
 
@@ -47,6 +50,15 @@ def encoded(dataset: Dataset) -> bytes:
     file = io.BytesIO()
     dataset.save_as(file)
     return file.getvalue()
+
+
+def application(house: House) -> FastAPI:
+    """DICOMweb alone."""
+    app = FastAPI()
+    app.include_router(web_routes.router(house))
+    app.include_router(web_store.router(house))
+    problems.install(app)
+    return app
 
 
 @dataclass

@@ -1,0 +1,144 @@
+"""Records of REST inference requests: each is one transaction id, one job, and what was fetched for it so far."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import Session, col, select
+
+from clara_flow.errors import Conflict, NotFound
+from clara_flow.records.database import reading, transaction
+from clara_flow.records.dicom_models import InferenceRequest, InferenceState, InferenceStatus
+
+CHANNEL = "clara_flow_inference"
+DIGEST, ITEMS = "digest", "items"  # keys of `InferenceRequest.fetched`
+SECRETS = frozenset({"authid", "apikey"})
+HIDDEN = "***"
+
+
+def submit(engine: sa.Engine, transaction_id: str, body: Mapping[str, Any]) -> InferenceRequest:
+    """Queue a request; the same one again gives what it gave the first time.
+
+    Raises Conflict when another request has that transaction id.
+    """
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    now = datetime.now(UTC)
+    new = InferenceRequest(
+        transaction_id=transaction_id, body=dict(body), job_id=uuid.uuid4(), payload_id=uuid.uuid4(),
+        fetched={DIGEST: digest, ITEMS: []}, created=now, updated=now,
+    )  # fmt: skip
+    values = {column.name: getattr(new, key) for key, column in sa.inspect(InferenceRequest).columns.items()}
+    with transaction(engine) as session:
+        session.execute(insert(InferenceRequest).values(values).on_conflict_do_nothing())
+        row = session.get_one(InferenceRequest, transaction_id)
+        if row.fetched.get(DIGEST) != digest:
+            raise Conflict("another inference request has this transactionID: give each request one of its own")
+        session.execute(sa.select(sa.func.pg_notify(CHANNEL, "{}")))
+        return row
+
+
+def find(engine: sa.Engine, reference: str) -> InferenceRequest:
+    """The request of that transaction id, or of that job id. Raises NotFound."""
+    with reading(engine) as session:
+        row = session.get(InferenceRequest, reference)
+        if row is None and (job_id := _uuid(reference)) is not None:
+            query = select(InferenceRequest).where(col(InferenceRequest.job_id) == job_id)
+            row = session.exec(query).first()
+        if row is None:
+            raise NotFound("there is no inference request of that transactionID or job id")
+        return row
+
+
+def due(engine: sa.Engine, *, limit: int = 100, but: Collection[str] = ()) -> list[InferenceRequest]:
+    """Requests to work at, oldest first: those that wait, and those that a process which ended had in hand.
+
+    but     transaction ids that the caller has in hand itself.
+    """
+    not_before = col(InferenceRequest.not_before)
+    query = (
+        select(InferenceRequest)
+        .where(
+            col(InferenceRequest.state) != InferenceState.COMPLETED,
+            sa.or_(not_before.is_(None), not_before <= sa.func.now()),
+            col(InferenceRequest.transaction_id).not_in(list(but)),
+        )
+        .order_by(col(InferenceRequest.created))
+        .limit(limit)
+    )
+    with reading(engine) as session:
+        return list(session.exec(query))
+
+
+def begin(engine: sa.Engine, transaction_id: str) -> InferenceRequest:
+    """Somebody works at it."""
+    with transaction(engine) as session:
+        return _changed(session, transaction_id, state=InferenceState.IN_PROCESS, not_before=None)
+
+
+def note_item(engine: sa.Engine, transaction_id: str, item: str) -> None:
+    """Something was fetched whole: it is not fetched again."""
+    with transaction(engine) as session:
+        row = _locked(session, transaction_id)
+        if item not in row.fetched.get(ITEMS, ()):
+            fetched = {**row.fetched, ITEMS: [*row.fetched.get(ITEMS, ()), item]}
+            _changed(session, transaction_id, fetched=fetched)
+
+
+def retry_later(engine: sa.Engine, transaction_id: str, *, delay_s: float, message: str) -> InferenceRequest:
+    """An attempt failed; there will be another one."""
+    with transaction(engine) as session:
+        row = _locked(session, transaction_id)
+        not_before = datetime.now(UTC) + timedelta(seconds=delay_s)
+        facts = {"attempts": row.attempts + 1, "not_before": not_before, "message": message}
+        return _changed(session, transaction_id, state=InferenceState.QUEUED, **facts)
+
+
+def complete(engine: sa.Engine, transaction_id: str, status: InferenceStatus, *, message: str = "") -> InferenceRequest:
+    """It is over. What it says to log in for its inputs is forgotten; its outputs' is still needed."""
+    with transaction(engine) as session:
+        row = _locked(session, transaction_id)
+        body = {name: without_secrets(value) if _is_input(name) else value for name, value in row.body.items()}
+        facts = {"status": status, "message": message, "not_before": None, "body": body}
+        return _changed(session, transaction_id, state=InferenceState.COMPLETED, **facts)
+
+
+def without_secrets(value: Any) -> Any:
+    """A JSON value in which every secret is `***`."""
+    if isinstance(value, Mapping):
+        return {
+            name: HIDDEN if name.lower() in SECRETS and inner else without_secrets(inner)
+            for name, inner in value.items()
+        }
+    return [without_secrets(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _is_input(name: str) -> bool:
+    return name.lower() == "inputresources"
+
+
+def _locked(session: Session, transaction_id: str) -> InferenceRequest:
+    return session.get_one(InferenceRequest, transaction_id, with_for_update=True)
+
+
+def _changed(session: Session, transaction_id: str, **values: Any) -> InferenceRequest:
+    row = session.get_one(InferenceRequest, transaction_id, with_for_update=True)
+    for name, value in values.items():
+        setattr(row, name, value)
+    row.updated = datetime.now(UTC)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
