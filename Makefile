@@ -54,13 +54,14 @@ $(VENV)/bin/python:
 	  || { echo "clara-flow needs Python 3.11 or 3.12 (python3 is $$(python3 --version 2>&1)); install one of them"; exit 1; }
 	$(HOST_PYTHON) -m venv $(VENV)
 
+# --no-deps: the lock is complete, and pip may look at newer releases than the locked ones where extras are asked for.
 $(VENV)/.demo: locks/demo.txt pyproject.toml | $(VENV)/bin/python
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/demo.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/demo.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/dev.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/dev.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@ $(VENV)/.demo
 

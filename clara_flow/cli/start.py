@@ -23,8 +23,20 @@ def main() -> None:
         _say("interrupted")
         sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  the last line of defence; the traceback is kept
+        if _stems_from_ctrl_c(error):
+            _say("interrupted")
+            sys.exit(INTERRUPTED)
         _say(f"a bug in clara-flow: {type(error).__name__}: {error}\nPlease report it with {_keep_traceback()}")
         sys.exit(BUG)
+
+
+def _stems_from_ctrl_c(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C was turned into this error: Python does so while it makes a class (`__set_name__`)."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _keep_traceback() -> str:
