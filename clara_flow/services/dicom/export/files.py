@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.tag import Tag
 from pynetdicom.dsutils import split_dataset
 
 from clara_flow.errors import InputError
@@ -106,7 +107,7 @@ def _parsed(path: Path) -> tuple[FileMetaDataset, int, Dataset]:
         with config.disable_value_validation():
             _, offset = split_dataset(path)
             with path.open("rb") as file:
-                data_set = read_partial(file, stop_when=is_past, specific_tags=WANTED)  # type: ignore[arg-type]
+                data_set = read_partial(file, stop_when=is_past, specific_tags=[Tag(name) for name in WANTED])
             return read_file_meta_info(path), offset, data_set
     except OSError:
         raise
