@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 from prefect.blocks.core import Block
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import Field, SecretStr, model_validator
+
+from clara_flow.errors import ServiceError
 
 
 class DicomNode(Block):
@@ -40,3 +45,24 @@ class DicomNode(Block):
         if not self.username:
             return ""
         return f"{self.username}:{self.password.get_secret_value() if self.password else ''}"
+
+
+def find_secret(name: str, api_url: str) -> str:
+    """The secret of the block of that name, kept by the Prefect server at `api_url`; "" when there is no such block.
+
+    Not inside an event loop. Raises ServiceError when the server does not answer or the block cannot be read.
+    """
+    try:
+        with temporary_settings({PREFECT_API_URL: api_url}):
+            node = DicomNode.load(name)
+    except ValueError as error:  # Prefect's word for one that there is not, and for one of another shape
+        if "Unable to find block document" in str(error):
+            return ""
+        raise ServiceError("Prefect", f"its block {name!r} is no DICOM node", remedy="Make it anew.") from None
+    except (httpx.HTTPError, PrefectException) as error:
+        reason = type(error).__name__
+        raise ServiceError(
+            "Prefect", f"it did not give the block {name!r}: {reason}", remedy="Is it running?"
+        ) from None
+    assert isinstance(node, DicomNode)  # noqa: S101  for the type checker
+    return node.secret()

@@ -6,15 +6,14 @@ A `check_` function brings texts into their one form (spaces around them go) and
 from __future__ import annotations
 
 import hashlib
+import hmac
 import ipaddress
 import re
 import secrets
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
-from pydicom.datadict import keyword_for_tag, tag_for_keyword
-
-from clara_flow.errors import InputError
+from clara_flow.errors import InputError, SettingsError
 from clara_flow.records.dicom_models import AeTitle, Destination, DestinationKind, SourceNode
 from clara_flow.services.dicom.deidentify import PROFILES
 
@@ -29,11 +28,7 @@ NAME_CHARACTERS = re.compile(r"(?!\.)[\x20-\x2e\x30-\x5b\x5d-\x7e]+")  # those o
 HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 UID_LENGTH = 64
-TAG = re.compile(r"\(?([0-9A-Fa-f]{4}),?([0-9A-Fa-f]{4})\)?")
-CREDENTIALS = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,99}")
-
-GROUP_BY = "groupBy"  # setting of processors that group by another attribute than the study
-DEFAULT_GROUP_TAG = "0020000D"
+CREDENTIALS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 SALT_BYTES = 16
 
@@ -49,7 +44,7 @@ class _Faults:
         """What the check makes of it; "" when it refuses."""
         try:
             return check(*arguments)
-        except InputError as error:
+        except (InputError, SettingsError) as error:  # the latter is what processors say of their settings
             self._sentences.append(str(error))
             return ""
 
@@ -70,7 +65,7 @@ def check_aetitle(row: AeTitle) -> AeTitle:
     row.ae_title = faults.see(ae_title, row.ae_title)
     row.name = faults.see(name, row.name.strip() or row.ae_title) if row.name.strip() or row.ae_title else ""
     row.ignored_sop_classes = [faults.see(uid, text) for text in row.ignored_sop_classes]
-    row.processor_settings = {key.strip(): value.strip() for key, value in row.processor_settings.items()}
+    row.processor_settings = {key.strip(): value for key, value in row.processor_settings.items()}
     row.processor = faults.see(_processor, row.processor, row.ae_title, row.processor_settings)
     row.deidentify = faults.see(profile, row.deidentify)
     faults.tell()
@@ -210,44 +205,22 @@ def credentials_name(text: str) -> str:
     return stripped
 
 
-def attribute(text: str) -> str:
-    """An attribute as GGGGEEEE, given as `0020,000D`, `(0020,000D)`, `0020000D` or a keyword. Raises InputError.
-
-    >>> attribute("StudyInstanceUID")
-    '0020000D'
-    """
-    stripped = text.strip()
-    found = TAG.fullmatch(stripped)
-    if found is not None:
-        return "".join(found.groups()).upper()
-    tag = tag_for_keyword(stripped)
-    if tag is None:
-        raise InputError(f"{stripped!r} is no attribute: write it as 0020,000D or StudyInstanceUID")
-    return f"{tag:08X}"
-
-
-def group_tag(settings: Mapping[str, str]) -> str:
-    """The attribute (GGGGEEEE) that a processor of these settings groups by. Raises InputError."""
-    return attribute(settings[GROUP_BY]) if settings.get(GROUP_BY) else DEFAULT_GROUP_TAG
-
-
-def spelled(tag: str) -> str:
-    """GGGGEEEE for people: its keyword where it has one.
-
-    >>> spelled("00100020")
-    'PatientID'
-    """
-    return keyword_for_tag(int(tag, 16)) or f"{tag[:4]},{tag[4:]}"
-
-
 def hashed_secret(password: str) -> str:
     """A password as sources keep it: `salt$sha256`, both in hex; SHA-256 of the salt's digits and the password."""
-    salt = secrets.token_hex(SALT_BYTES)
+    return _salted(secrets.token_hex(SALT_BYTES), password)
+
+
+def is_secret(password: str, secret: str) -> bool:
+    """Whether `secret` is what `hashed_secret` made of this password."""
+    return hmac.compare_digest(_salted(secret.partition("$")[0], password), secret)
+
+
+def _salted(salt: str, password: str) -> str:
     return f"{salt}${hashlib.sha256((salt + password).encode()).hexdigest()}"
 
 
 def _processor(name: str, ae_title: str, settings: Mapping[str, str]) -> str:
     from clara_flow.services.dicom.grouping import processors  # plug-ins: imported when they are asked
 
-    processors.find(name.strip()).validate(ae_title, settings)
+    processors.validated(ae_title, name.strip(), settings)
     return name.strip()

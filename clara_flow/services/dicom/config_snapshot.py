@@ -12,13 +12,12 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlmodel import col
 
-from clara_flow.errors import InputError
 from clara_flow.records import dicom_config
 from clara_flow.records.database import statements
 from clara_flow.records.dicom_models import AeTitle, SourceNode, SpoolJournal
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import naming_storage_problems
-from clara_flow.services.dicom.config_check import group_tag
+from clara_flow.services.dicom.grouping.processors import group_tags
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.journal import JOURNALS, SUFFIX
 from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig, ListenerConfigFile, SourceRule
@@ -37,7 +36,7 @@ def snapshot(engine: sa.Engine) -> ListenerConfig:
     return ListenerConfig(
         aetitles={row.ae_title: _rule(row) for row in aetitles},
         sources=tuple(_source(row) for row in dicom_config.list_sources(engine)),
-        group_tags=tuple(sorted(set(filter(None, map(_group_tag, aetitles))))),
+        group_tags=group_tags(aetitles),
     )
 
 
@@ -146,12 +145,3 @@ def _source(row: SourceNode) -> SourceRule:
         user_name=row.user_name,
         user_secret=row.user_secret,
     )
-
-
-def _group_tag(row: AeTitle) -> str:
-    """ "" where the setting cannot be read: one bad row must not keep the others from the listeners."""
-    try:
-        return group_tag(row.processor_settings)
-    except InputError:
-        log.warning("AE title %s groups by something that is no attribute", row.name)
-        return ""

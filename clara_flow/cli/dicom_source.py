@@ -1,0 +1,132 @@
+"""`clara-flow dicom source`: who may send."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clara_flow.cli.dicom_rows import Json, Replace, facts_of, print_json, print_table, put
+from clara_flow.cli.records import DataDir, records
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from clara_flow.records.dicom_models import SourceNode
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+SECRET = "user_secret"  # noqa: S105  the column's name
+
+
+@app.callback()
+def source() -> None:
+    """Who may send: calling AE title and host.
+
+    Example: clara-flow dicom source add MODALITY --host 127.0.0.1
+    """
+
+
+@app.command()
+def add(
+    ae_title: Annotated[str, typer.Argument(metavar="AETITLE", help="What the sender calls itself.")],
+    host: Annotated[str, typer.Option(help="Its IP address, network (10.1.0.0/16) or host name.")],
+    max_associations: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Associations that it may have at once. Absent: as many as there are."),
+    ] = None,
+    user: Annotated[str, typer.Option(help="User name that its user identity negotiation must say.")] = "",
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the passcode beside it from standard input.")
+    ] = False,
+    replace: Replace = False,
+    json_: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Add a sender. Nothing happens when it is there already and equal; --replace changes one that is not.
+
+    \b
+    Examples: clara-flow dicom source add MODALITY --host 127.0.0.1
+              clara-flow dicom source add CT1 --host 10.1.0.0/16 --max-associations 4
+              clara-flow dicom source add CLINIC --host pacs.clinic.example --user clinic --password-stdin < passcode
+    """
+    from clara_flow.errors import SettingsError
+    from clara_flow.records import dicom_config
+    from clara_flow.records.dicom_models import SourceNode
+    from clara_flow.services.dicom.config_check import check_source, hashed_secret, is_secret
+
+    if password_stdin and not user:
+        raise SettingsError("--password-stdin needs --user beside it")
+    password = sys.stdin.readline().rstrip("\r\n") if password_stdin else ""
+    if password_stdin and not password:
+        raise SettingsError("--password-stdin found nothing on standard input")
+    row = check_source(
+        SourceNode(
+            ae_title=ae_title,
+            host=host,
+            maximum_associations=max_associations,
+            user_name=user,
+            user_secret=hashed_secret(password) if password else "",
+        )
+    )
+    with records(data_dir) as engine:
+        now = _present(engine, row.ae_title)
+        if now is not None and password and is_secret(password, now.user_secret):
+            row.user_secret = now.user_secret  # the same one, with another salt
+        outcome = put(
+            engine, row, key="ae_title", what="a source", now=now,
+            add=dicom_config.add_source, update=dicom_config.update_source, replace=replace,
+        )  # fmt: skip
+        if json_:
+            print_json(facts_of(dicom_config.get_source(engine, row.ae_title), [SECRET]))
+            return
+    typer.echo(f"source {row.ae_title}: {outcome}")
+
+
+@app.command("list")
+def list_(json_: Json = False, data_dir: DataDir = None) -> None:
+    """List who may send.
+
+    Example: clara-flow dicom source list
+    """
+    from clara_flow.records import dicom_config
+
+    with records(data_dir) as engine:
+        rows = dicom_config.list_sources(engine)
+    if json_:
+        print_json([facts_of(row, [SECRET]) for row in rows])
+        return
+    cells = [
+        {
+            "AE title": row.ae_title,
+            "host": row.host,
+            "associations": str(row.maximum_associations or "-"),
+            "user": row.user_name or "-",
+            "passcode": "yes" if row.user_secret else "-",
+        }
+        for row in rows
+    ]
+    print_table(cells, "There is no source: nobody may send, unless dicom_reject_unknown_sources is off.")
+
+
+@app.command()
+def delete(
+    ae_title: Annotated[str, typer.Argument(metavar="AETITLE", help="What the sender calls itself.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Let a sender send no more. Associations that it has go on.
+
+    Example: clara-flow dicom source delete MODALITY
+    """
+    from clara_flow.records import dicom_config
+
+    with records(data_dir) as engine:
+        row = dicom_config.delete_source(engine, ae_title)
+    typer.echo(f"source {row.ae_title} is deleted")
+
+
+def _present(engine: sa.Engine, ae_title: str) -> SourceNode | None:
+    from clara_flow.records import dicom_config
+
+    return next((row for row in dicom_config.list_sources(engine) if row.ae_title == ae_title), None)
