@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.config import IGNORE
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
@@ -92,18 +92,16 @@ class CommitmentAction:
 def read_request(data: bytes, transfer_syntax: str) -> CommitmentRequest:
     """The action information (PS3.4 Table J.3-1). Raises ValueError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they may hold values
-            dataset = read_dataset(
-                io.BytesIO(data),
-                is_implicit_VR=transfer_syntax == IMPLICIT_LITTLE,
-                is_little_endian=transfer_syntax != EXPLICIT_BIG,
-            )
-            transaction = str(dataset.TransactionUID)
-            references = tuple(
-                Reference(str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
-                for item in dataset.ReferencedSOPSequence
-            )
+        dataset = read_dataset(
+            io.BytesIO(data),
+            is_implicit_VR=transfer_syntax == IMPLICIT_LITTLE,
+            is_little_endian=transfer_syntax != EXPLICIT_BIG,
+        )
+        transaction = str(dataset.TransactionUID)
+        references = tuple(
+            Reference(str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
+            for item in dataset.ReferencedSOPSequence
+        )
     except Exception as error:
         raise ValueError("the request cannot be read") from error
     if not is_uid(transaction) or not references:
@@ -119,12 +117,12 @@ def write_report(request: CommitmentRequest, reasons: Sequence[int], transfer_sy
     reasons     for each reference, in order, SAFE or why it is not.
     """
     report = Dataset()
-    report.TransactionUID = request.transaction
+    _add_uid(report, "TransactionUID", request.transaction)
     safe, failed = [], []
     for reference, reason in zip(request.references, reasons, strict=True):
         item = Dataset()
-        item.ReferencedSOPClassUID = reference.sop_class
-        item.ReferencedSOPInstanceUID = reference.sop_instance
+        _add_uid(item, "ReferencedSOPClassUID", reference.sop_class)
+        _add_uid(item, "ReferencedSOPInstanceUID", reference.sop_instance)
         if reason == SAFE:
             safe.append(item)
         else:
@@ -139,3 +137,8 @@ def write_report(request: CommitmentRequest, reasons: Sequence[int], transfer_sy
     buffer.is_little_endian = transfer_syntax != EXPLICIT_BIG
     write_dataset(buffer, report)
     return (FAILURES_EXIST if failed else ALL_SAFE), buffer.getvalue()
+
+
+def _add_uid(dataset: Dataset, keyword: str, uid: str) -> None:
+    """As the peer wrote it, be it a little wrong: it knows it by that."""
+    dataset.add(DataElement(keyword, "UI", uid, validation_mode=IGNORE))

@@ -16,6 +16,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pydicom.config
+
 from clara_flow.errors import ServiceError, StorageError
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.listener_config import ListenerConfig, ListenerConfigFile, SourceRule
@@ -109,6 +111,7 @@ class ListenerOptions:
 
 def run(options: ListenerOptions) -> None:
     """Listen until SIGTERM or SIGINT. For a process's main thread. Raises ServiceError, SettingsError, StorageError."""
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings show values
     listener = Listener(options)
     stop = threading.Event()
 

@@ -28,6 +28,9 @@ class Outcome:
     comment: str = ""
 
 
+UNREADABLE = Outcome(Status.CANNOT_UNDERSTAND, "the data set cannot be read")
+
+
 class Operation(Protocol):
     """A request whose data set is arriving."""
 
@@ -127,7 +130,7 @@ class _Store:
             try:
                 self._scanned = self._scanner.feed(data)
             except ValueError:
-                self._fail(Outcome(Status.CANNOT_UNDERSTAND, "the data set cannot be read"))
+                self._fail(UNREADABLE)
                 return
         self._to_file(data)
 
@@ -143,6 +146,11 @@ class _Store:
             self._fail(Outcome(Status.PROCESSING_FAILURE))
 
     def _commit(self) -> None:
+        try:
+            self._scanner.finish()
+        except ValueError:
+            self._fail(UNREADABLE)
+            return
         facts = self._scanner.facts
         mismatch = self._mismatch(facts)
         if mismatch:

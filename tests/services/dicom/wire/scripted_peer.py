@@ -204,19 +204,12 @@ def elements_of(data: bytes) -> dict[int, bytes]:
 
 def context_results(accept: bytes) -> dict[int, tuple[int, str]]:
     """Of an A-ASSOCIATE-AC: result and transfer syntax of each presentation context by its ID."""
-    return {
-        value[0]: (value[2], value[8:].decode()) for kind, value in items_of(accept[6 + 68 :]) if kind == 0x21
-    }
+    return {value[0]: (value[2], value[8:].decode()) for kind, value in items_of(accept[6 + 68 :]) if kind == 0x21}
 
 
 def user_items(accept: bytes) -> dict[int, bytes]:
     """The sub-items of the user information."""
-    return {
-        sub: data
-        for kind, value in items_of(accept[6 + 68 :])
-        if kind == 0x50
-        for sub, data in items_of(value)
-    }
+    return {sub: data for kind, value in items_of(accept[6 + 68 :]) if kind == 0x50 for sub, data in items_of(value)}
 
 
 def items_of(data: bytes) -> Iterable[tuple[int, bytes]]:

@@ -72,9 +72,11 @@ def test_an_instance_is_stored_as_it_came(listening: Listening) -> None:
         (store_rq(sop_class=CT), data_set(SOPClassUID=CT), 0x0122),  # not what its context is for
         (store_rq(sop_instance="../../etc"), data_set(), 0x0117),
         (store_rq(sop_instance="1" * 65), data_set(SOPInstanceUID="1" * 65), 0x0117),
-        (store_rq(), b"\x08\x00\x18\x00UI", 0xA900),  # ends in the header
+        (store_rq(), b"\x08\x00\x18\x00UI", 0xC000),  # ends in the header
         (store_rq(), b"", 0xA900),
-        (store_rq(), b"this is not DICOM at all" * 40, 0xC000),
+        (store_rq(), b"\x08\x00\x05\x00CS\xff\xff" + b"ISO_IR 100", 0xC000),  # ends in a value
+        (store_rq(), b"\x08\x00\x05\x00??\x02\x00ab" + data_set(), 0xC000),  # no VR of the standard
+        (store_rq(), b"this is not DICOM at all" * 40, 0xA900),
     ],
 )
 def test_statuses(listening: Listening, command: bytes, data: bytes, expected: int) -> None:
@@ -126,9 +128,7 @@ def test_space_that_becomes_short(listen: Callable[..., Listening], monkeypatch:
 @pytest.mark.parametrize(
     ("number", "expected"), [(errno.ENOSPC, 0xA700), (errno.EDQUOT, 0xA700), (errno.EIO, 0x0110), (errno.EROFS, 0x0110)]
 )
-def test_a_disk_that_refuses(
-    listening: Listening, monkeypatch: pytest.MonkeyPatch, number: int, expected: int
-) -> None:
+def test_a_disk_that_refuses(listening: Listening, monkeypatch: pytest.MonkeyPatch, number: int, expected: int) -> None:
     write = os.write
 
     def refuse(descriptor: int, data: bytes) -> int:
@@ -146,9 +146,7 @@ def test_a_disk_that_refuses(
     assert len(listening.files()) == 1
 
 
-def test_what_cannot_be_made_durable_is_not_acknowledged(
-    listening: Listening, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_made_durable_is_not_acknowledged(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Incoming, facts: object) -> None:
         self.abandon()
         raise StorageError("the disk is broken")
