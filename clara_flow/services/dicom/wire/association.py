@@ -113,6 +113,7 @@ class Association:
         except OSError:
             log.info("association %s: the connection broke", self._progress.association)
         except Exception as error:  # noqa: BLE001  no peer ends the listener; a traceback might hold what it sent
+            self._station.counters.add("faults")
             end = self._broken(ABORT_BY_USER, f"a fault of ours, {type(error).__name__}")
         finally:
             self._close(end)

