@@ -90,6 +90,7 @@ def create_job(
     tenant: str | None = None,
     flow_run_id: UUID | None = None,
     job_id: UUID | None = None,
+    payload_id: UUID | None = None,
     metadata: Mapping[str, str] | None = None,
     on_progress: Progress | None = None,
 ) -> Job:
@@ -97,6 +98,8 @@ def create_job(
 
     source          a folder, which is copied; or finished files by their name in the payload, which are hard-linked.
     job_id          idempotency key: a job that has it already is returned, and nothing is made.
+    payload_id      of the new payload, where files are linked and somebody was told it before; half a payload of
+                    that id goes.
     timeout_s       None: the definition's, else the settings' default.
     tenant          who it counts for; None: the definition's label `tenant`, else the settings' default.
     flow_run_id     the Prefect flow run that shows it, where there is one already.
@@ -113,7 +116,9 @@ def create_job(
     timeout = allowed_timeout(house.settings, plan, timeout_s)
     house.store.check_room(house.settings.storage_limit_percent)
     store = house.store
-    folder = store.stage(source, on_progress) if isinstance(source, Path) else store.link(source)
+    if payload_id is not None:
+        store.remove(payload_id)  # no job has it: a crash left it
+    folder = store.stage(source, on_progress) if isinstance(source, Path) else store.link(source, payload_id)
     pipeline = pipelines.create_pipeline(
         house.engine,
         name=plan.name,

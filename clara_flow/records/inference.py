@@ -91,12 +91,14 @@ def note_item(engine: sa.Engine, transaction_id: str, item: str) -> None:
             _changed(session, transaction_id, fetched=fetched)
 
 
-def retry_later(engine: sa.Engine, transaction_id: str, *, delay_s: float, message: str) -> InferenceRequest:
-    """An attempt failed; there will be another one."""
+def retry_later(
+    engine: sa.Engine, transaction_id: str, *, delay_s: float, message: str, counts: bool = True
+) -> InferenceRequest:
+    """There will be another attempt. counts: this one failed, and was one of those that there may be."""
     with transaction(engine) as session:
         row = _locked(session, transaction_id)
         not_before = datetime.now(UTC) + timedelta(seconds=delay_s)
-        facts = {"attempts": row.attempts + 1, "not_before": not_before, "message": message}
+        facts = {"attempts": row.attempts + counts, "not_before": not_before, "message": message}
         return _changed(session, transaction_id, state=InferenceState.QUEUED, **facts)
 
 

@@ -355,9 +355,9 @@ class PayloadStore:
             raise
         return folder
 
-    def link(self, files: Mapping[str, Path]) -> PayloadFolder:
+    def link(self, files: Mapping[str, Path], payload_id: uuid.UUID | None = None) -> PayloadFolder:
         """A new payload whose sealed input are hard links to these files (`PayloadFolder.link_input`)."""
-        folder = self.create()
+        folder = self.create(payload_id)
         try:
             folder.link_input(files)
         except BaseException:

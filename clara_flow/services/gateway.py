@@ -21,7 +21,7 @@ from clara_flow.infra.postgres import records_url
 from clara_flow.records.database import connect
 from clara_flow.services import health, metrics, problems
 from clara_flow.services.access import BearerToken
-from clara_flow.services.dicom import web_routes, web_store
+from clara_flow.services.dicom import config_routes, inference_routes, web_routes, web_store
 from clara_flow.services.results import routes as results_routes
 from clara_flow.settings import load_settings
 
@@ -42,7 +42,9 @@ def routers_of(house: House) -> Sequence[APIRouter]:
     return (
         health.router(house),
         metrics.router(house),
+        config_routes.router(house),
         results_routes.router(house),
+        inference_routes.router(house),
         web_store.router(house),
         web_routes.router(house),
     )
