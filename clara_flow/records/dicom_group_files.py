@@ -1,0 +1,62 @@
+"""Which files of the spool are still needed, and where else an instance's bytes are."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlmodel import col, select
+
+from clara_flow.records.database import reading, statements
+from clara_flow.records.dicom_models import Group, GroupState, Instance, Submission
+from clara_flow.records.models import Job
+
+NEEDED = (GroupState.OPEN, GroupState.COMPLETE, GroupState.FAILED)
+
+
+def removable(engine: sa.Engine, group_id: uuid.UUID) -> list[str]:
+    """Files of a group, relative to the spool, that no group needs any more."""
+    query = sa.select(col(Instance.path)).where(col(Instance.group_id) == group_id, ~_is_needed())
+    with statements(engine) as connection:
+        return sorted(connection.execute(query).scalars())
+
+
+def removable_of_association(engine: sa.Engine, association: uuid.UUID) -> tuple[list[str], list[str]]:
+    """Files of an association: those in the tables that no group needs any more, and those that some group needs."""
+    query = sa.select(col(Instance.path), _is_needed()).where(col(Instance.association) == association).distinct()
+    with statements(engine) as connection:
+        rows = connection.execute(query).all()
+    return sorted(path for path, needed in rows if not needed), sorted(path for path, needed in rows if needed)
+
+
+def payloads_with(engine: sa.Engine, path: str) -> list[tuple[uuid.UUID, list[Instance]]]:
+    """The payloads of jobs that the instance at `path` became part of, each with the instances of its group."""
+    query = (
+        sa.select(col(Instance.group_id), col(Job.payload_id))
+        .join(Submission, col(Submission.group_id) == col(Instance.group_id))
+        .join(Job, col(Job.id) == col(Submission.job_id))
+        .where(col(Instance.path) == path, ~col(Instance.superseded))
+        .distinct()
+    )
+    with reading(engine) as session:
+        rows = session.execute(query).all()
+        found: dict[uuid.UUID, Sequence[Instance]] = {}
+        for group_id, _ in rows:
+            if group_id not in found:
+                current = select(Instance).where(col(Instance.group_id) == group_id, ~col(Instance.superseded))
+                found[group_id] = session.exec(current).all()
+    return [(payload_id, list(found[group_id])) for group_id, payload_id in rows]
+
+
+def _is_needed() -> sa.ColumnElement[bool]:
+    other = sa.orm.aliased(Instance)
+    return (
+        sa.exists()
+        .where(
+            col(other.path) == col(Instance.path),
+            col(Group.id) == col(other.group_id),
+            col(Group.state).in_(NEEDED),
+        )
+        .correlate(Instance)
+    )

@@ -1,0 +1,75 @@
+"""Where the file of a received instance is: in the spool, or in the payload of a job; and when it leaves the spool."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+from clara_flow.deployments.trigger import House
+from clara_flow.errors import PayloadError, StorageError
+from clara_flow.records import dicom_group_files as records
+from clara_flow.records.dicom_models import Instance
+from clara_flow.services.dicom.grouping.names import payload_names
+from clara_flow.services.dicom.journal import INSTANCES
+
+log = logging.getLogger(__name__)
+
+
+class Files:
+    """Of the spool at `spool`; for any thread."""
+
+    def __init__(self, house: House, spool: Path) -> None:
+        self.house, self.spool = house, spool
+
+    def sources(self, instances: Sequence[Instance]) -> dict[str, Path]:
+        """The files of a group's instances by their names in a payload.
+
+        Raises PayloadError when some are kept nowhere any more.
+        """
+        names = payload_names(instances)
+        found = {names[row.id or 0]: self._find(row) for row in instances}
+        lost = sum(path is None for path in found.values())
+        if lost:
+            raise PayloadError(
+                f"{lost} of {len(instances)} instances are kept no more; let the study be sent again", lost=lost
+            )
+        return {name: path for name, path in found.items() if path is not None}
+
+    def remove(self, group_id: UUID) -> int:
+        """Remove what a group that is over leaves in the spool; how many files went. Safe to call twice."""
+        return self._unlink(records.removable(self.house.engine, group_id))
+
+    def sweep(self) -> int:
+        """Remove what groups that are over left in the spool, wherever a process ended; how many files went."""
+        removed = 0
+        for folder in (self.spool / INSTANCES).glob("*"):
+            with suppress(ValueError):  # no folder of an association
+                done, _ = records.removable_of_association(self.house.engine, UUID(folder.name))
+                removed += self._unlink(path for path in done if (self.spool / path).exists())
+        return removed
+
+    def _find(self, row: Instance) -> Path | None:
+        spooled = self.spool / row.path
+        if spooled.is_file():
+            return spooled
+        for payload_id, instances in records.payloads_with(self.house.engine, row.path):
+            names = payload_names(instances)
+            mine = next((one for one in instances if one.path == row.path), None)
+            if mine is not None and (path := self.house.store.folder(payload_id).input / names[mine.id or 0]).is_file():
+                return path
+        return None
+
+    def _unlink(self, paths: Iterable[str]) -> int:
+        removed = 0
+        for path in paths:
+            try:
+                (self.spool / path).unlink()
+                removed += 1
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StorageError(f"the spool's file {path} cannot be removed: {error.strerror}") from None
+        return removed

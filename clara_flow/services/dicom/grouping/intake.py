@@ -1,0 +1,106 @@
+"""Reads the spool's journals into the tables, and forgets those that are over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from clara_flow.errors import StorageError
+from clara_flow.records import dicom_ingest as records
+from clara_flow.records.dicom_ingest import GroupingRule, Ingested
+from clara_flow.services.dicom import journal_entries
+from clara_flow.services.dicom.journal import JournalReader
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000  # lines in one transaction
+OVER_S = 1.0  # between looks whether a journal's writer is gone
+
+Rules = Callable[[set[str]], Mapping[str, GroupingRule]]
+
+
+class JournalIntake:
+    """For one thread. rules: gives those of all AE titles, and learns the names of those that are needed now."""
+
+    def __init__(self, engine: sa.Engine, spool: Path, rules: Rules) -> None:
+        self.engine = engine
+        self.reader = JournalReader(spool)
+        self._rules = rules
+        self._offsets: dict[str, int] | None = None
+        self._over_at = 0.0
+
+    def forget(self) -> None:
+        """What is known of the tables may be wrong: look again."""
+        self._offsets = None
+
+    def take(self) -> Ingested:
+        """Read what stands in the journals now; what is written meanwhile is for the next time.
+
+        Raises ServiceError, StaleOwner when somebody else reads, too; then call `forget`.
+        """
+        if self._offsets is None:
+            self._offsets = records.offsets(self.engine)
+            self._over_at = 0.0
+        names = self.reader.names()
+        look_for_over = time.monotonic() >= self._over_at
+        touched: dict[UUID, str] = {}
+        settled: set[UUID] = set()
+        for name in names:
+            over = look_for_over and self.reader.is_over(name)  # asked before it is read to its end
+            try:
+                for ingested in self._read(name, over):
+                    touched |= ingested.touched
+                    settled |= ingested.settled
+            except StorageError as error:  # one that cannot be read must not keep the others
+                log.error("journal %s: %s", name, error)
+        if look_for_over:
+            for name in self._offsets.keys() - set(names):  # removed, and then a process ended
+                records.forget_journal(self.engine, name)
+                del self._offsets[name]
+            self._over_at = time.monotonic() + OVER_S
+        return Ingested(touched, frozenset(settled))
+
+    def _read(self, name: str, over: bool) -> Iterator[Ingested]:
+        assert self._offsets is not None  # noqa: S101 - for the type checker
+        size = self._size(name)
+        while (offset := self._offsets.get(name, 0)) < size:
+            entries, new_offset = self.reader.read(name, offset, BATCH)
+            if new_offset == offset:  # half a line
+                break
+            rules = self._rules({entry.aetitle for entry in entries if isinstance(entry, journal_entries.Opened)})
+            lines = [line_of(entry) for entry in entries]
+            ingested = records.ingest(self.engine, name, lines, offset=offset, new_offset=new_offset, rules=rules)
+            self._offsets[name] = new_offset
+            yield ingested
+        if over:
+            yield records.lose_journal(self.engine, name, offset=self._offsets.get(name, 0))
+            self.reader.remove(name)
+            records.forget_journal(self.engine, name)
+            self._offsets.pop(name, None)
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self.reader.folder / name).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+
+def line_of(entry: journal_entries.Entry) -> records.Opened | records.Stored | records.Closed:
+    """A journal's entry as the tables take it."""
+    if isinstance(entry, journal_entries.Opened):
+        return records.Opened(
+            association=entry.association, at=entry.at, calling_ae=entry.calling, called_ae=entry.called,
+            aetitle=entry.aetitle, peer=entry.peer, require_release=entry.require_release,
+        )  # fmt: skip
+    if isinstance(entry, journal_entries.Closed):
+        return records.Closed(association=entry.association, at=entry.at, how=entry.how)
+    return records.Stored(
+        association=entry.association, at=entry.at, path=entry.path, size_bytes=entry.size,
+        sop_class_uid=entry.sop_class, sop_instance_uid=entry.sop_instance, study_uid=entry.study,
+        series_uid=entry.series, transfer_syntax=entry.transfer_syntax, attributes=entry.attributes, keys=entry.keys,
+    )  # fmt: skip

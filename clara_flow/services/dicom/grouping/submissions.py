@@ -1,0 +1,79 @@
+"""Whose turn it is to become jobs: groups one beside the other, the more urgent first, none in another's way."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
+from uuid import UUID
+
+from clara_flow.deployments.trigger import House
+from clara_flow.errors import ClaraFlowError
+from clara_flow.records import dicom_groups as records
+from clara_flow.records.state_machine import JobPriority
+from clara_flow.services.dicom.grouping.processors import Configured
+from clara_flow.services.dicom.grouping.submit import Submitter
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 4
+LOOK_S = 5.0  # between looks while nobody says that something changed
+BROKEN_S = 5.0  # pause for a group whose submission broke
+
+URGENCY = {priority: number for number, priority in enumerate(JobPriority)}
+
+
+class Submissions:
+    """For one thread; a context manager: at its end, what is under way is finished."""
+
+    def __init__(self, house: House, submitter: Submitter, configured_for: Callable[[str], Configured | None]) -> None:
+        self.house, self.submitter = house, submitter
+        self._configured_for = configured_for
+        self._pool = ThreadPoolExecutor(AT_ONCE, "submit")
+        self._under_way: dict[UUID, Future[None]] = {}
+        self._not_before: dict[UUID, float] = {}
+        self._look_at = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def look(self) -> None:
+        """Something changed: `begin` looks at the tables."""
+        self._look_at = 0.0
+
+    def begin(self) -> None:
+        """Begin what is due, as far as there is room; the rest keeps its turn. Raises ServiceError."""
+        now = time.monotonic()
+        for group_id in [one for one, future in self._under_way.items() if future.done()]:
+            self._ended(group_id, self._under_way.pop(group_id), now)
+        if now < self._look_at or len(self._under_way) >= AT_ONCE:
+            return
+        due, wait_s = records.due(self.house.engine)
+        self._look_at = now + min(LOOK_S, wait_s if wait_s is not None else LOOK_S)
+        turn = sorted(due, key=lambda one: (-self._urgency(one[1]), one[2]))
+        for group_id, aetitle, _ in turn:
+            if len(self._under_way) >= AT_ONCE:
+                break
+            if group_id not in self._under_way and self._not_before.get(group_id, 0.0) <= now:
+                configured = self._configured_for(aetitle)
+                self._under_way[group_id] = self._pool.submit(self.submitter.submit, group_id, configured)
+
+    def _ended(self, group_id: UUID, future: Future[None], now: float) -> None:
+        self._look_at = 0.0
+        self._not_before.pop(group_id, None)
+        error = future.exception()
+        if error is None:
+            return
+        # What it left is in the tables: the group is still complete, and is tried again.
+        what = str(error) if isinstance(error, ClaraFlowError) else type(error).__name__
+        log.error("the submission of group %s broke off: %s", group_id, what)
+        self._not_before[group_id] = now + BROKEN_S
+
+    def _urgency(self, aetitle: str) -> int:
+        configured = self._configured_for(aetitle)
+        return URGENCY[configured.settings.priority] if configured is not None else 0
