@@ -17,20 +17,24 @@ from sqlmodel import Session, col, select
 
 from clara_flow.errors import Conflict, NotFound
 from clara_flow.records.database import reading, statements, transaction
-from clara_flow.records.dicom_models import AeTitle, Destination, Group, GroupState, SourceNode
+from clara_flow.records.dicom_models import AeTitle, Association, Destination, Group, GroupState, SourceNode
 
 CHANNEL = "clara_flow_dicom"
 LOCK = sa.select(sa.func.pg_advisory_xact_lock(0x4449434F4D))  # "DICOM" in ASCII: changes come one after the other
-LIVE_GROUPS = (GroupState.OPEN, GroupState.COMPLETE)
+LIVE_GROUPS = (GroupState.OPEN, GroupState.COMPLETE, GroupState.FAILED)  # a failed one may be tried again by somebody
 
 Row = TypeVar("Row", AeTitle, SourceNode, Destination)
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """A deleted AE title: its groups under way, when an instance last came for it, when it was deleted (UTC)."""
+    """A deleted AE title.
 
-    live_groups: int
+    under_way       its groups that are not over, and its associations that are still open.
+    last_arrival    of an instance for it; since: when it was deleted (both UTC).
+    """
+
+    under_way: int
     last_arrival: datetime | None
     since: datetime
 
@@ -89,31 +93,26 @@ def delete_aetitle(engine: sa.Engine, name: str) -> AeTitle:
 
 def draining_aetitles(engine: sa.Engine) -> dict[str, Drain]:
     """What goes on at the AE titles that were deleted, by name."""
-    groups = (
-        sa.select(
-            col(Group.aetitle),
-            sa.func.count().filter(col(Group.state).in_(LIVE_GROUPS)).label("live"),
-            sa.func.max(col(Group.last_arrival)).label("last_arrival"),
-        )
-        .group_by(col(Group.aetitle))
-        .subquery()
-    )
-    query = (
-        sa.select(col(AeTitle.name), sa.func.coalesce(groups.c.live, 0), groups.c.last_arrival, col(AeTitle.updated))
-        .outerjoin(groups, groups.c.aetitle == col(AeTitle.name))
-        .where(col(AeTitle.draining))
-    )
+    name = col(AeTitle.name)
+    groups = _count(Group, _of_it(Group), _is_live())
+    associations = _count(Association, _of_it(Association), _is_open())
+    last_arrival = sa.select(sa.func.max(col(Group.last_arrival))).where(_of_it(Group)).scalar_subquery()
+    query = sa.select(name, groups + associations, last_arrival, col(AeTitle.updated)).where(col(AeTitle.draining))
     with statements(engine) as connection:
-        return {name: Drain(*facts) for name, *facts in connection.execute(query)}
+        return {key: Drain(count, last, since) for key, count, last, since in connection.execute(query)}
 
 
 def remove_drained(engine: sa.Engine, names: Iterable[str]) -> list[str]:
-    """Remove those AE titles of `names` that were deleted and have no group under way; returns their names.
+    """Remove those AE titles of `names` that were deleted and have nothing under way; returns their names.
 
     Only call it when everything that listeners received for them is in groups.
     """
-    busy = sa.exists().where(col(Group.aetitle) == col(AeTitle.name), col(Group.state).in_(LIVE_GROUPS))
-    over = sa.delete(AeTitle).where(col(AeTitle.name).in_(list(names)), col(AeTitle.draining), ~busy)
+    over = sa.delete(AeTitle).where(
+        col(AeTitle.name).in_(list(names)),
+        col(AeTitle.draining),
+        ~sa.exists().where(_of_it(Group), _is_live()),
+        ~sa.exists().where(_of_it(Association), _is_open()),
+    )
     with transaction(engine) as session:
         session.execute(LOCK)
         removed = sorted(session.execute(over.returning(col(AeTitle.name))).scalars())
@@ -204,6 +203,22 @@ def _change(engine: sa.Engine, what: str, name: str) -> Iterator[Session]:
         session.execute(LOCK)
         _ring(session, what, name)
         yield session
+
+
+def _of_it(model: type[Group] | type[Association]) -> sa.ColumnElement[bool]:
+    return col(model.aetitle) == col(AeTitle.name)
+
+
+def _is_live() -> sa.ColumnElement[bool]:
+    return col(Group.state).in_(LIVE_GROUPS)
+
+
+def _is_open() -> sa.ColumnElement[bool]:
+    return col(Association.closed).is_(None)
+
+
+def _count(model: type[Group] | type[Association], *conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    return sa.select(sa.func.count()).select_from(model).where(*conditions).correlate(AeTitle).scalar_subquery()
 
 
 def _ring(session: Session, what: str, name: str) -> None:

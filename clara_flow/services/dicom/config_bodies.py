@@ -24,10 +24,10 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _in_our_case(cls, content: Any) -> Any:
+    def _in_camel_case_each(cls, content: Any) -> Any:
         if not isinstance(content, dict):
             return content
-        known = {to_camel(name).lower(): name for name in cls.model_fields}
+        known = {to_camel(name).lower(): to_camel(name) for name in cls.model_fields}
         named = {str(key): value for key, value in content.items() if str(key).lower() not in ANSWERED}
         return {known.get(key.lower().replace("_", ""), key): value for key, value in named.items()}
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlmodel import col
 
-from clara_flow.records import dicom_config
-from clara_flow.records.database import statements
-from clara_flow.records.dicom_models import AeTitle, SourceNode, SpoolJournal
+from clara_flow.records import dicom_config, dicom_ingest
+from clara_flow.records.dicom_models import AeTitle, SourceNode
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import naming_storage_problems
 from clara_flow.services.dicom.grouping.processors import group_tags
@@ -100,7 +98,7 @@ class SnapshotWriter:
         }
         done = []
         for name, watched in self._drains.items():
-            if watched.drain.live_groups or clock - watched.since < self.quiet_s:
+            if watched.drain.under_way or clock - watched.since < self.quiet_s:
                 continue
             if watched.journals is None:
                 watched.journals = self._journal_sizes()
@@ -119,9 +117,7 @@ class SnapshotWriter:
 
     def _are_read(self, sizes: dict[str, int]) -> bool:
         """Whether the tables know what stands in the journals up to there."""
-        columns = col(SpoolJournal.name), col(SpoolJournal.offset)
-        with statements(self.engine) as connection:
-            offsets: dict[str, int] = dict(connection.execute(sa.select(*columns)).tuples().all())
+        offsets = dicom_ingest.offsets(self.engine)
         folder = self.path.parent / JOURNALS
         return all(offsets.get(name, 0) >= size or not (folder / name).exists() for name, size in sizes.items())
 
