@@ -47,7 +47,7 @@ class DemoPacs(Protocol):
 @contextmanager
 def demo_pacs(folder: Path) -> Iterator[DemoPacs]:
     """Runs until the end of the block, with its files below `folder`. Raises ServiceError when it does not start."""
-    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    program = shutil.which("Orthanc")
     with _orthanc(program, folder) if program else _own(folder) as pacs:
         yield pacs
 

@@ -116,9 +116,18 @@ def watch_job(platform: PlatformHandle, house: House, job: Job, console: Console
         written = copy_results(outcome.results, order.target, before_publishing=no_way_back)
     except StorageError as error:
         raise StorageError(f"{error}. They are kept in {outcome.payload.path / 'operators'}") from None
-    if not order.keep:
+    if not order.keep and not _is_awaited(house, job):
         _remove_payload(house, job)
     return Done(outcome=outcome, written=written, page=page)
+
+
+def _is_awaited(house: House, job: Job) -> bool:
+    """Whether files of it are still to be delivered; the clean-up after deliveries removes it then."""
+    from clara_flow.records import deliveries
+    from clara_flow.records.dicom_models import DeliveryState
+
+    unfinished = {DeliveryState.PENDING, DeliveryState.IN_PROGRESS}
+    return any(row.state in unfinished for row in deliveries.list_deliveries(house.engine, job_id=str(job.id)))
 
 
 def _remove_payload(house: House, job: Job) -> None:
