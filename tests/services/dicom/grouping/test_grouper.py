@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-import sqlalchemy as sa
 from dicom_spool import HandMade
-from sqlmodel import col, select
 from waiting import eventually
 
 from clara_flow.deployments.trigger import House
 from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import jobs
-from clara_flow.records.database import reading
-from clara_flow.records.dicom_models import AeTitle, Group, GroupState, Instance
+from clara_flow.records.dicom_models import AeTitle, Group, GroupState
 from clara_flow.records.models import Job
 
 

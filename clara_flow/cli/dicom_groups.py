@@ -1,0 +1,181 @@
+"""`clara-flow dicom groups` and `clara-flow dicom explain`: what was received, what it waits for, what it became."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clara_flow.cli.records import DataDir, records
+
+if TYPE_CHECKING:
+    from clara_flow.records.dicom_models import Group
+    from clara_flow.services.dicom.grouping.explain import Explanation
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Reference = Annotated[str, typer.Argument(metavar="GROUP", help="Id of the group, or the beginning of it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+LIVE = ("OPEN", "COMPLETE", "FAILED")
+
+
+def register(dicom: typer.Typer) -> None:
+    """Add these commands to `clara-flow dicom`."""
+    dicom.add_typer(app, name="groups")
+    dicom.command("explain")(explain)
+
+
+@app.callback()
+def groups() -> None:
+    """List groups of received instances, make the jobs of one now, or give one up.
+
+    Example: clara-flow dicom groups list
+    """
+
+
+@app.command("list")
+def list_(
+    all_: Annotated[bool, typer.Option("--all", help="Those that are over, too.")] = False,
+    aetitle: Annotated[str | None, typer.Option(help="Only of this AE title (its name).", show_default=False)] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Show this many, the newest on top.")] = 20,
+    json_: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show the groups that take instances, wait for their jobs, or failed.
+
+    Example: clara-flow dicom groups list --aetitle BRAIN --all
+    """
+    from clara_flow.records import dicom_group_queries as queries
+    from clara_flow.records.dicom_models import GroupState
+
+    states = [] if all_ else [GroupState(state) for state in LIVE]
+    with records(data_dir) as engine:
+        rows = queries.list_groups(engine, states=states, aetitle=aetitle, limit=limit)
+    if json_:
+        typer.echo(json.dumps([_facts(row) for row in rows], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        Console().print("There is no group.", highlight=False)
+        return
+    table = Table(padding=(0, 1, 0, 0), box=None)
+    for heading in ("group", "AE title", "from", "state", "instances", "opened"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("why", overflow="fold", ratio=1)
+    for row in rows:
+        counted = f"{row.instances} of {row.expected}" if row.expected else str(row.instances)
+        opened = f"{row.opened:%Y-%m-%d %H:%M:%S}"
+        table.add_row(
+            row.id.hex[:8], row.aetitle, row.calling_ae, row.state.lower(), counted, opened, row.message or row.rule
+        )
+    Console().print(table, highlight=False, markup=False)
+
+
+@app.command()
+def retry(group: Reference, data_dir: DataDir = None) -> None:
+    """Make the jobs of a group now: of one that failed, or of one that waits for more instances.
+
+    Jobs that it has already are not made again. Exit status 3 when its jobs were all made, or it was discarded.
+
+    Example: clara-flow dicom groups retry 3f2a91
+    """
+    from clara_flow.records import dicom_group_queries as queries
+    from clara_flow.records import dicom_groups
+
+    with records(data_dir) as engine:
+        found = dicom_groups.retry(engine, queries.get_group(engine, group).id)
+    typer.echo(f"the jobs of group {found.id} are made now")
+
+
+@app.command()
+def discard(
+    group: Reference,
+    reason: Annotated[str, typer.Option(help="Kept with the group, for people.")] = "",
+    data_dir: DataDir = None,
+) -> None:
+    """Give a group up: no job is made of it, and its files are removed. Exit status 3 when its jobs were made.
+
+    Example: clara-flow dicom groups discard 3f2a91 --reason "sent by mistake"
+    """
+    from clara_flow.records import dicom_group_queries as queries
+    from clara_flow.records import dicom_groups
+
+    with records(data_dir) as engine:
+        found = dicom_groups.discard(engine, queries.get_group(engine, group).id, reason)
+    typer.echo(f"group {found.id} is discarded")
+
+
+def explain(
+    study: Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")],
+    json_: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Say what became of a study: by which AE title it came, why it waits, which rules hold, which jobs it became.
+
+    The rules are tried on what was received, and nothing is changed. Exit status 3 when nothing of it was received.
+
+    Example: clara-flow dicom explain 1.2.840.113619.2.55.3.1
+    """
+    from clara_flow.services.dicom.grouping.explain import explain as explained
+
+    with records(data_dir) as engine:
+        found = explained(engine, study.strip())
+    if json_:
+        typer.echo(json.dumps([_explained(one) for one in found], indent=2))
+        return
+    typer.echo("\n\n".join(_told(one) for one in found))
+
+
+def _facts(row: Group) -> dict[str, Any]:
+    return {
+        "id": str(row.id),
+        "aetitle": row.aetitle,
+        "callingAe": row.calling_ae,
+        "calledAe": row.called_ae,
+        "state": str(row.state),
+        "instances": row.instances,
+        "bytes": row.size_bytes,
+        "expected": row.expected,
+        "opened": row.opened.isoformat(),
+        "rule": row.rule,
+        "attempts": row.attempts,
+        "amends": str(row.amends) if row.amends else None,
+        "message": row.message,
+    }
+
+
+def _explained(one: Explanation) -> dict[str, Any]:
+    facts = _facts(one.group)
+    if one.expected is not None:
+        facts["expected"] = one.expected.instances
+    choices = [{"label": c.label, "pipeline": c.pipeline, "rule": c.rule, "chosen": c.chosen} for c in one.choices]
+    made = [{"label": j.label, "job": j.job_id, "state": j.state, "message": j.message} for j in one.jobs]
+    return {**facts, "why": one.why, "pipelines": choices, "jobs": made, "problem": one.problem}
+
+
+def _told(one: Explanation) -> str:
+    row = one.group
+    lines = [
+        f"group {row.id}: {row.state.lower()}",
+        f"  received    {row.instances} instances by {row.aetitle} from {row.calling_ae}, since {row.opened:%F %T} UTC",
+        f"  why         {one.why}",
+    ]
+    expected = one.expected.instances if one.expected else row.expected
+    if expected is not None:
+        lines.append(f"  expected    {expected}" + (f" ({one.expected.source})" if one.expected else ""))
+    if row.amends:
+        lines.append(f"  amends      group {row.amends}")
+    for choice in one.choices:
+        verb = "runs" if choice.chosen else "does not run"
+        because = f": {choice.rule}" if choice.rule else ""
+        lines.append(f"  pipeline    {choice.label} ({choice.pipeline}) {verb}{because}")
+    lines += [
+        f"  job         {job.label}: {job.job_id} {job.state or 'is not made yet'} {job.message}".rstrip()
+        for job in one.jobs
+    ]
+    if one.problem:
+        lines.append(f"  problem     {one.problem}")
+    return "\n".join(lines)

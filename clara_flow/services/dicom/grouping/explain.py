@@ -1,0 +1,116 @@
+"""Why a study waits, and what it became: the same questions that the grouper asks, without changing anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+
+from clara_flow.errors import ClaraFlowError, NotFound
+from clara_flow.records import dicom_config, jobs
+from clara_flow.records import dicom_group_queries as queries
+from clara_flow.records import dicom_groups as records
+from clara_flow.records.dicom_models import Group, GroupState
+from clara_flow.services.dicom.grouping.completeness import Expected, from_attributes, from_history, verdict
+from clara_flow.services.dicom.grouping.processors import Configured, configured
+from clara_flow.services.dicom.grouping.submit import plans_of
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A pipeline of the AE title: whether the group becomes a job of it. rule: its text, "" where it has none."""
+
+    label: str
+    pipeline: str
+    chosen: bool
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MadeJob:
+    """A job of the group; state: the Platform API's words, "" while it is not made. message: why it is not."""
+
+    label: str
+    job_id: str
+    state: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Of one group.
+
+    why         why it waits, or why it was complete, for people.
+    expected    how many instances it should have, None if nobody tells.
+    problem     why its AE title cannot be asked now.
+    """
+
+    group: Group
+    why: str
+    expected: Expected | None = None
+    choices: list[Choice] = field(default_factory=list)
+    jobs: list[MadeJob] = field(default_factory=list)
+    problem: str = ""
+
+
+def explain(engine: sa.Engine, study_uid: str) -> list[Explanation]:
+    """Of all groups with an instance of that study, the oldest first. Raises NotFound."""
+    groups = queries.groups_of_study(engine, study_uid)
+    if not groups:
+        raise NotFound("no instance of that study was received")
+    return [_explain(engine, group) for group in groups]
+
+
+def _explain(engine: sa.Engine, group: Group) -> Explanation:
+    one, problem, choices = None, "", list[Choice]()
+    try:
+        one = configured(dicom_config.get_aetitle(engine, group.aetitle))
+        choices = _choices(engine, group, one)
+    except ClaraFlowError as error:
+        problem = str(error)
+    why, expected = _why(engine, group, one)
+    made = [
+        MadeJob(row.label, str(row.job_id), _state(engine, row.job_id) if row.submitted else "", row.message)
+        for row in queries.submissions_of(engine, group.id)
+    ]
+    return Explanation(group, why, expected, choices, made, problem)
+
+
+def _choices(engine: sa.Engine, group: Group, one: Configured) -> list[Choice]:
+    """A dry run of the processor, with its rules where it has some."""
+    plans = plans_of(one, records.work_of(engine, group.id))
+    pipelines = getattr(one.settings, "pipelines", {}) | {label: plan.pipeline for label, plan in plans.items()}
+    rules = getattr(one.settings, "rules", {})
+    return [
+        Choice(label, pipeline, label in plans, rules[label].text if label in rules else "")
+        for label, pipeline in sorted(pipelines.items())
+    ]
+
+
+def _why(engine: sa.Engine, group: Group, one: Configured | None) -> tuple[str, Expected | None]:
+    if group.state is GroupState.OPEN and one is not None:
+        for facts in queries.facts_of(engine, [group.id]):
+            idle_s = max(0.0, (datetime.now(UTC) - group.last_arrival).total_seconds())
+            expected = _expected(engine, facts, one)
+            found = verdict(facts, idle_s=idle_s, timeout_s=one.settings.timeout_s, expected=expected)
+            return found.waits or found.rule, expected
+    if group.state is GroupState.COMPLETE and group.message:
+        return f"{group.rule}; tried again at {group.not_before:%H:%M:%S} UTC: {group.message}", None
+    if group.state in {GroupState.FAILED, GroupState.DISCARDED}:
+        return group.message or group.rule, None
+    return group.rule or "waits", None
+
+
+def _expected(engine: sa.Engine, facts: queries.GroupFacts, one: Configured) -> Expected | None:
+    told = []
+    if "attributes" in one.settings.expect:
+        told.append(from_attributes(facts, one.settings.group_by))
+    if "history" in one.settings.expect:
+        told.append(from_history(facts, queries.earlier_shapes(engine, facts.aetitle, facts.calling_ae)))
+    return max(filter(None, told), key=lambda expected: expected.instances, default=None)
+
+
+def _state(engine: sa.Engine, job_id: object) -> str:
+    job = jobs.find_job(engine, job_id)  # type: ignore[arg-type]
+    return f"{job.state}/{job.status}" if job is not None else "its record was removed"
