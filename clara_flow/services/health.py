@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -17,6 +16,7 @@ from clara_flow.errors import ClaraFlowError
 from clara_flow.records.database import statements
 from clara_flow.services.dicom.heartbeats import Beat, read_all
 from clara_flow.services.dicom.places import Places
+from clara_flow.services.dicom.space import SpaceCheck
 from clara_flow.settings import Settings
 
 SILENT_AFTER_S = 20.0
@@ -100,11 +100,9 @@ def queues(engine: sa.Engine) -> list[Queue]:
 
 
 def space(settings: Settings) -> dict[str, int]:
-    """Free bytes of the spool's disk, and how many of them must stay free: max(total * (1 - watermark), reserve)."""
-    place = next(p for p in (settings.data_dir, *settings.data_dir.parents) if p.exists())
-    usage = shutil.disk_usage(place)
-    reserved = max(usage.total * (100 - settings.dicom_watermark_percent) // 100, settings.dicom_reserve_mib * 2**20)
-    return {"freeBytes": usage.free, "reservedBytes": reserved}
+    """Free bytes of the spool's disk, and how many of them must stay free."""
+    check = SpaceCheck(settings.data_dir, settings.dicom_watermark_percent, settings.dicom_reserve_mib)
+    return {"freeBytes": check.free_bytes, "reservedBytes": check.reserved_bytes}
 
 
 def status(house: House) -> dict[str, Any]:
