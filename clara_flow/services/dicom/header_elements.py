@@ -10,6 +10,7 @@ import struct
 
 VALUE_LIMIT = 1024  # bytes; a longer value is as good as none
 DEPTH_LIMIT = 64  # sequences within sequences
+ELEMENT_LIMIT = 250_000  # before the last one that we want, with those in sequences; images have hundreds
 PIXELS = 0x7FE0_0008  # Float, Double Float and plain Pixel Data follow
 DELIMITERS = 0xFFFE  # group of items and of ends
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
@@ -45,6 +46,7 @@ class ElementScan:
         self._outer: list[int] = []  # the levels around this one
         self._skip = 0
         self._rest = b""
+        self._allowed = ELEMENT_LIMIT
 
     @property
     def is_within(self) -> bool:
@@ -74,6 +76,9 @@ class ElementScan:
         """Go over the elements from `at` on. Returns where the first one begins that is cut, or the end of `data`."""
         end = len(data)
         while end - at >= HEAD_BYTES:
+            self._allowed -= 1
+            if self._allowed < 0:
+                raise ValueError(f"more than {ELEMENT_LIMIT} elements in the header")
             group, number, vr, length = self._head.unpack_from(data, at)
             tag = group << 16 | number
             if tag > self._last and not self._outer:

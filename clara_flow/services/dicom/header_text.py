@@ -6,13 +6,14 @@ import struct
 from contextlib import suppress
 from functools import lru_cache
 
-from pydicom.charset import convert_encodings, decode_bytes, python_encoding
+from pydicom.charset import decode_bytes, python_encoding
 from pydicom.valuerep import TEXT_VR_DELIMS
 
 # The bytes of one number, and how `struct` calls it (PS3.5 Table 6.2-1).
 NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
 CHARACTER_SET_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})  # others are ASCII
 ESCAPE = b"\x1b"
+LATIN_1 = "latin-1"
 
 
 def as_text(value: bytes, vr: str, *, character_set: bytes, big_endian: bool) -> str:
@@ -23,7 +24,7 @@ def as_text(value: bytes, vr: str, *, character_set: bytes, big_endian: bool) ->
     """
     if vr in NUMBERS or vr == "AT":
         return "\\".join(_numbers(value, vr, ">" if big_endian else "<"))
-    text = _decoded(value, character_set) if vr in CHARACTER_SET_VRS else value.decode("latin-1")
+    text = _decoded(value, character_set) if vr in CHARACTER_SET_VRS else value.decode(LATIN_1)
     return "\\".join(part.strip(" \0") for part in text.split("\\")).replace("\0", "")
 
 
@@ -38,13 +39,15 @@ def _numbers(value: bytes, vr: str, order: str) -> list[str]:
 def _decoded(value: bytes, character_set: bytes) -> str:
     if value.isascii() and ESCAPE not in value:
         return value.decode("ascii")
-    names = _names(character_set)
-    if ESCAPE in value and len(names) > 1:  # code extensions (PS3.5 section 6.1.2.5)
+    encodings = _encodings(character_set)
+    if ESCAPE in value and len(encodings) > 1:  # code extensions (PS3.5 section 6.1.2.5)
         with suppress(LookupError, ValueError):
-            return decode_bytes(value, convert_encodings(list(names)), TEXT_VR_DELIMS)
-    return value.decode(python_encoding.get(names[0], "latin-1"), "replace")
+            return decode_bytes(value, encodings, TEXT_VR_DELIMS)
+    return value.decode(encodings[0], "replace")
 
 
 @lru_cache(maxsize=64)
-def _names(character_set: bytes) -> tuple[str, ...]:
-    return tuple(name.strip(" \0") for name in character_set.decode("latin-1").split("\\"))
+def _encodings(character_set: bytes) -> tuple[str, ...]:
+    """Python's names. pydicom is not shown unknown ones: it would write them to the log, whatever stands there."""
+    names = [name.strip(" \0") for name in character_set.decode(LATIN_1).split("\\")]
+    return tuple(python_encoding.get(name, LATIN_1) for name in names)
