@@ -18,9 +18,9 @@ LONG = struct.Struct("<HH2sxxI")
 def file_head(sop_class: str, sop_instance: str, transfer_syntax: str, calling_ae: str) -> bytes:
     """Preamble, prefix and File Meta Information of one instance.
 
-    calling_ae      who sent it: Source and Sending Application Entity Title; left out when blank.
+    calling_ae      who sent it: Source and Sending Application Entity Title; left out when it is no AE title.
 
-    Raises ValueError for what cannot be a UID or an AE title by its length or characters (PS3.5 section 6.2).
+    Raises ValueError for what is no UID by its length or characters (PS3.5 section 6.2).
     """
     meta = b"".join(
         [
@@ -42,9 +42,7 @@ def _rest(transfer_syntax: str, calling_ae: str) -> bytes:
         _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME, b" "),
     ]
     title = calling_ae.strip(" \0")
-    if len(title) > AE_LENGTH or not title.isprintable() or "\\" in title:
-        raise ValueError("this is no AE title")
-    if title:
+    if 0 < len(title) <= AE_LENGTH and title.isascii() and title.isprintable() and "\\" not in title:
         elements += [_text(0x0016, b"AE", title, b" "), _text(0x0017, b"AE", title, b" ")]
     return b"".join(elements)
 
@@ -57,6 +55,6 @@ def _uid(element: int, uid: str) -> bytes:
 
 
 def _text(element: int, vr: bytes, text: str, padding: bytes) -> bytes:
-    value = text.encode("ascii")  # UnicodeEncodeError is a ValueError
+    value = text.encode("ascii")
     value += padding * (len(value) % 2)
     return SHORT.pack(2, element, vr, len(value)) + value
