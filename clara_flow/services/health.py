@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,12 +19,13 @@ from clara_flow.records.database import statements
 from clara_flow.services.dicom.heartbeats import Beat, read_all
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.space import SpaceCheck
+from clara_flow.services.dicom_service import ADAPTER
 from clara_flow.settings import Settings
 
 SILENT_AFTER_S = 20.0
-LISTENER = "listener"
+LISTENER = "listener"  # there are several: listener-0, listener-1, ...
 
-# Clara's names of its services: the loops of ours that do their work, by how the names of their beats begin.
+# Clara's names of its services: the loop of ours that does its work, by the name of its beat.
 SERVICES: Mapping[str, str] = {
     "SpaceReclaimer": "cleanup",
     "JobSubmission": "grouper",
@@ -69,14 +72,31 @@ def beats(settings: Settings) -> list[Beat]:
 
 
 def service_states(heard: Sequence[Beat]) -> dict[str, ServiceState]:
-    """How Clara's six services are. One of several loops that is silent is enough to be told."""
-    return {name: _state_of([beat for beat in heard if beat.name.startswith(loop)]) for name, loop in SERVICES.items()}
+    """How Clara's six services are."""
+    return {
+        name: _listener_state(heard) if loop == LISTENER else _state(heard, loop) for name, loop in SERVICES.items()
+    }
 
 
-def _state_of(heard: Sequence[Beat]) -> ServiceState:
-    if not heard:
+def _state(heard: Sequence[Beat], loop: str) -> ServiceState:
+    beat = next((beat for beat in heard if beat.name == loop), None)
+    if beat is None:
         return ServiceState.UNKNOWN
-    return ServiceState.RUNNING if all(beat.age_s < SILENT_AFTER_S for beat in heard) else ServiceState.STOPPED
+    return ServiceState.RUNNING if beat.age_s < SILENT_AFTER_S else ServiceState.STOPPED
+
+
+def _listener_state(heard: Sequence[Beat]) -> ServiceState:
+    """As many must go round as the adapter keeps running: one that hangs is told. Earlier ones may have been more."""
+    known = _listeners(heard)
+    if not known:
+        return ServiceState.UNKNOWN
+    running = next((int(beat.facts.get("listeners", 1)) for beat in heard if beat.name == ADAPTER), 1)
+    going = sum(beat.age_s < SILENT_AFTER_S for beat in known)
+    return ServiceState.RUNNING if going >= max(1, running) else ServiceState.STOPPED
+
+
+def _listeners(heard: Sequence[Beat]) -> list[Beat]:
+    return [beat for beat in heard if beat.name.startswith(f"{LISTENER}-")]
 
 
 def is_healthy(heard: Sequence[Beat]) -> bool:
@@ -86,11 +106,17 @@ def is_healthy(heard: Sequence[Beat]) -> bool:
 
 def associations(heard: Sequence[Beat]) -> int:
     """Inbound DICOM associations now, over all listeners that are heard of."""
-    return sum(
-        int(beat.facts.get("associations", 0))
-        for beat in heard
-        if beat.name.startswith(LISTENER) and beat.age_s < SILENT_AFTER_S
-    )
+    return sum(int(beat.facts.get("open", 0)) for beat in _listeners(heard) if beat.age_s < SILENT_AFTER_S)
+
+
+def open_associations(heard: Sequence[Beat]) -> list[dict[str, Any]]:
+    """Each of them, as its listener tells: our id, seconds, instances and bytes so far."""
+    found: list[dict[str, Any]] = []
+    for beat in _listeners(heard):
+        if beat.age_s < SILENT_AFTER_S:
+            with suppress(ValueError, TypeError):
+                found += json.loads(beat.facts.get("open_associations", "[]"))
+    return found
 
 
 def queues(engine: sa.Engine) -> list[Queue]:
@@ -116,14 +142,18 @@ def status(house: House) -> dict[str, Any]:
         "activeDimseConnections": associations(heard),
         "services": service_states(heard),
         "database": database,
-        "heartbeats": {
-            beat.name: {"ageSeconds": round(beat.age_s, 1), "pid": beat.pid, **beat.facts} for beat in heard
-        },
+        "heartbeats": {beat.name: _shown(beat) for beat in heard},
+        "associations": open_associations(heard),
         "queues": {
             queue["name"]: {"depth": queue["depth"], "oldestSeconds": round(queue["oldest_s"], 1)} for queue in waiting
         },
         "space": space(house.settings),
     }
+
+
+def _shown(beat: Beat) -> dict[str, Any]:
+    facts = {name: value for name, value in beat.facts.items() if name != "open_associations"}
+    return {"ageSeconds": round(beat.age_s, 1), "pid": beat.pid, **facts}
 
 
 def router(house: House) -> APIRouter:

@@ -21,19 +21,20 @@ from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.gateway import create_app
 
-LOOPS = sorted({f"{loop}-1" for loop in health.SERVICES.values()})
+LOOPS = sorted({"listener-0" if loop == health.LISTENER else loop for loop in health.SERVICES.values()})
+FACTS = {"open": 3, "open_associations": json.dumps([{"association": "a", "instances": 7}])}
 
 
 def beat_all(house: House) -> None:
     beats = Heartbeats(Places.of(house.settings).heartbeats)
     for loop in LOOPS:
-        beats.beat(loop, **({"associations": 3} if loop.startswith(health.LISTENER) else {}))
+        beats.beat(loop, **(FACTS if loop == "listener-0" else {}))
 
 
 def age(house: House, loop: str, seconds: float) -> None:
     """Make a loop one that was heard of so long ago."""
     path = Places.of(house.settings).heartbeats / f"{loop}.json"
-    path.write_text(json.dumps({"at": time.time() - seconds, "pid": os.getpid(), "facts": {"associations": 3}}))
+    path.write_text(json.dumps({"at": time.time() - seconds, "pid": os.getpid(), "facts": FACTS}))
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
@@ -52,7 +53,19 @@ def test_one_dead_loop_is_unhealthy(house: House, gateway: httpx.Client, loop: s
     assert gateway.get("/health/ready").status_code == 503
     services = gateway.get("/health/status").json()["services"]
     stopped = {name for name, state in services.items() if state == "Stopped"}
-    assert stopped == {name for name, prefix in health.SERVICES.items() if loop.startswith(prefix)}
+    assert stopped == {name for name, own in health.SERVICES.items() if loop.partition("-")[0] == own}
+
+
+def test_each_listener_that_should_run_is_counted_and_those_of_earlier_days_are_not(
+    house: House, gateway: httpx.Client
+) -> None:
+    beat_all(house)
+    beats = Heartbeats(Places.of(house.settings).heartbeats)
+    beats.beat("adapter", listeners=2)
+    assert gateway.get("/health/status").json()["services"]["Scp"] == "Stopped"  # the second one hangs
+    beats.beat("listener-1")
+    age(house, "listener-7", 86_400)
+    assert gateway.get("/health/ready").status_code == 200
 
 
 def test_status_tells_associations_ages_and_queues(house: House, gateway: httpx.Client) -> None:
@@ -67,6 +80,7 @@ def test_status_tells_associations_ages_and_queues(house: House, gateway: httpx.
         )  # fmt: skip
     status = gateway.get("/health/status").json()
     assert status["activeDimseConnections"] == 3
+    assert status["associations"] == [{"association": "a", "instances": 7}]
     assert set(status["services"]) == set(health.SERVICES)
     assert set(status["heartbeats"]) == set(LOOPS)
     assert status["queues"]["open groups"]["depth"] == 1

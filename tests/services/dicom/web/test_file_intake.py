@@ -28,7 +28,7 @@ def test_a_broken_file_is_answered_and_leaves_nothing(
         content[at] = value
     del content[length:]
     sizes, at = itertools.cycle(cuts), 0
-    door = FileDoor(archive.house.settings)
+    door = FileDoor(archive.house.settings.model_copy(update={"dicom_fsync": False}))
     try:
         with door.association(door.rule_of(BRAIN), calling="TEST", peer="127.0.0.1") as association:
             intake = FileIntake(association)
