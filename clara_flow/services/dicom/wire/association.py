@@ -52,6 +52,7 @@ class Station:
     config          what the configuration says at this moment.
     check           asks our records for instances that another association stored.
     farewell        takes a connection to which everything was said.
+    on_broken       is told that the journal takes nothing any more.
     """
 
     config: Callable[[], ListenerConfig]
@@ -60,6 +61,7 @@ class Station:
     counters: Counters
     check: CommitmentCheck
     farewell: Callable[[socket.socket], None]
+    on_broken: Callable[[], None]
     maximum_pdu_bytes: int
     idle_timeout_s: float
 
@@ -187,6 +189,7 @@ class Association:
             is_space_short=self._station.policy.is_space_short,
             begin=begin,
             on_stored=self._note_stored,
+            on_broken=self._station.on_broken,
         )
         return Conversation(
             admitted.contexts,

@@ -55,23 +55,30 @@ def run(options: ListenerOptions) -> None:
 
 
 def serve(listener: Listener, stop: threading.Event) -> None:
-    """Run a listener until `stop` is set and it was woken."""
+    """Run a listener until `stop` is set and it was woken.
+
+    Raises StorageError when its journal broke: a new process begins a new one.
+    """
     try:
-        while not stop.is_set():
+        while not (stop.is_set() or listener.is_broken):
             listener.run_once(ROUND_S)
     finally:
         listener.close()
+    if listener.is_broken:
+        raise StorageError("the journal of received instances broke; the listener ends, to be started again")
 
 
 class Listener:
     """One process's share of the listening. Made, run and closed by one thread.
 
     port, tls_port      where it listens; tls_port is None without TLS.
+    is_broken           whether its journal takes nothing any more.
     """
 
     def __init__(self, options: ListenerOptions) -> None:
         self.options = options
         self.counters = Counters()
+        self.is_broken = False
         self._config_file = ListenerConfigFile(options.config)
         self._config = ListenerConfig()
         self._config_mutex = threading.Lock()
@@ -109,6 +116,7 @@ class Listener:
             counters=self.counters,
             check=options.check,
             farewell=self._lobby.dismiss,
+            on_broken=self._give_up,
             maximum_pdu_bytes=options.maximum_pdu_bytes,
             idle_timeout_s=options.idle_timeout_s,
         )
@@ -175,6 +183,11 @@ class Listener:
             association.run()
         finally:
             self._forget(threading.current_thread())
+            self._lobby.wake()  # which may wait for the last one
+
+    def _give_up(self) -> None:
+        self.is_broken = True
+        self._lobby.wake()
 
     def _forget(self, thread: threading.Thread) -> None:
         with self._mutex:

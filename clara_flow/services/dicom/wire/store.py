@@ -10,6 +10,7 @@ from typing import Protocol
 
 from clara_flow.errors import StorageError
 from clara_flow.services.dicom.header import HeaderScanner
+from clara_flow.services.dicom.journal import JournalDoubtful
 from clara_flow.services.dicom.listener_config import ListenerConfig
 from clara_flow.services.dicom.spool import Incoming, InstanceFacts
 from clara_flow.services.dicom.wire.command_set import Command, Status
@@ -67,6 +68,7 @@ class Reception:
 
     begin           a new file of the spool for this association.
     on_stored       is told each instance that is durable: SOP class and instance.
+    on_broken       is told that the journal takes nothing any more.
     """
 
     called: str
@@ -75,6 +77,7 @@ class Reception:
     is_space_short: Callable[[], bool]
     begin: Callable[[], Incoming]
     on_stored: Callable[[str, str], None]
+    on_broken: Callable[[], None]
 
 
 def begin_store(command: Command, context: ContextAnswer, reception: Reception) -> Operation:
@@ -159,6 +162,8 @@ class _Store:
         try:
             self._incoming.commit(facts)
         except StorageError as error:
+            if isinstance(error, JournalDoubtful):
+                self._reception.on_broken()
             self._fail(_storage_outcome(error))
             return
         self._reception.on_stored(facts.sop_class, facts.sop_instance)

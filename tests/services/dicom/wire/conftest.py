@@ -18,15 +18,22 @@ from clara_flow.services.dicom.wire.listener import Listener, ListenerOptions, s
 
 
 class Listening:
-    """A listener that runs, its configuration, and what it has stored."""
+    """A listener that runs, its configuration, and what it has stored.
 
-    def __init__(self, options: ListenerOptions, config: ListenerConfig) -> None:
+    ends_with   what it has to end with; None: it ends when it is told.
+    """
+
+    def __init__(
+        self, options: ListenerOptions, config: ListenerConfig, *, ends_with: type[Exception] | None = None
+    ) -> None:
         self.options = options
         self.configure(config)
         self.listener = Listener(options)
         self.port = self.listener.port
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=serve, args=(self.listener, self._stop), daemon=True)
+        self._ends_with = ends_with
+        self._ended: Exception | None = None
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def configure(self, config: ListenerConfig) -> None:
@@ -68,8 +75,19 @@ class Listening:
         self._stop.set()
         if self._thread.is_alive():
             self.listener.wake()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for its end."""
         self._thread.join(20)
         assert not self._thread.is_alive()
+        assert type(self._ended) is (self._ends_with or type(None))
+
+    def _serve(self) -> None:
+        try:
+            serve(self.listener, self._stop)
+        except Exception as error:  # noqa: BLE001  looked at by `join`
+            self._ended = error
 
 
 def _data_set(path: Path) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from services.dicom.wire.conftest import Listening
 from services.dicom.wire.scripted_peer import (
+    ABORT,
     COMMITMENT,
     CT,
     EXPLICIT,
@@ -30,6 +31,7 @@ from clara_flow.errors import StorageError
 from clara_flow.services.dicom.incoming import Incoming
 from clara_flow.services.dicom.listener_config import ListenerConfig
 from clara_flow.services.dicom.space import SpaceCheck
+from clara_flow.services.dicom.wire.listener import ListenerOptions
 
 CONTEXTS = (context(1, MR, EXPLICIT), context(3, VERIFICATION, EXPLICIT), context(5, CT, IMPLICIT))
 
@@ -160,6 +162,27 @@ def test_what_cannot_be_made_durable_is_not_acknowledged(listening: Listening, m
         peer.release()
     assert listening.stored() == []
     assert listening.files() == []
+
+
+def test_a_journal_that_breaks_ends_the_listener(
+    options: ListenerOptions, config: ListenerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor starts another, with a journal of its own."""
+    listening = Listening(replace(options, fsync=True), config, ends_with=StorageError)
+    flush = os.fdatasync
+
+    def refuse(descriptor: int) -> None:
+        if "/journals/" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        flush(descriptor)
+
+    with listening.peer() as peer:
+        peer.associate(*CONTEXTS)
+        assert peer.store(store_rq(), data_set()) == 0x0000
+        monkeypatch.setattr(os, "fdatasync", refuse)
+        assert peer.store(store_rq(), data_set()) == 0x0110
+        assert peer.read_pdu()[:1] == ABORT[:1]
+    listening.join()
 
 
 def test_ae_title_that_is_removed_meanwhile(listening: Listening) -> None:
