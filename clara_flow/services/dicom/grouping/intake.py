@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DataError, IntegrityError
 
 from clara_flow.errors import StorageError
 from clara_flow.records import dicom_ingest as records
@@ -67,14 +68,21 @@ class JournalIntake:
 
     def _read(self, name: str, over: bool) -> Iterator[Ingested]:
         assert self._offsets is not None  # noqa: S101 - for the type checker
-        size = self._size(name)
+        size, limit = self._size(name), BATCH
         while (offset := self._offsets.get(name, 0)) < size:
-            entries, new_offset = self.reader.read(name, offset, BATCH)
+            entries, new_offset = self.reader.read(name, offset, limit)
             if new_offset == offset:  # half a line
                 break
             rules = self._rules({entry.aetitle for entry in entries if isinstance(entry, journal_entries.Opened)})
             lines = [line_of(entry) for entry in entries]
-            ingested = records.ingest(self.engine, name, lines, offset=offset, new_offset=new_offset, rules=rules)
+            try:
+                ingested = records.ingest(self.engine, name, lines, offset=offset, new_offset=new_offset, rules=rules)
+            except (DataError, IntegrityError) as error:
+                if limit > 1:  # one of them cannot be kept: it is found by taking them one by one
+                    limit = 1
+                    continue
+                log.error("journal %s: the line at byte %d is left out: %s", name, offset, type(error.orig).__name__)
+                ingested = records.ingest(self.engine, name, [], offset=offset, new_offset=new_offset, rules=rules)
             self._offsets[name] = new_offset
             yield ingested
         if over:
