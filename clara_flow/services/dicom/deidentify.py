@@ -13,6 +13,7 @@ import copy
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -48,6 +49,17 @@ LONGITUDINAL = "LongitudinalTemporalInformationModified"
 TEMPORAL = frozenset({"DA", "TM", "DT"})
 OPTIONAL_TREES = frozenset({0x0040A730, 0x00700001})  # ContentSequence, GraphicAnnotationSequence: of dummies they lie
 HEAD = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
+
+# What a value may consist of (PS3.5 section 6.2), where a parser lets anything through.
+FORMS = {
+    "DS": re.compile(r"[-+0-9.eE ]*"),
+    "IS": re.compile(r"[-+0-9 ]*"),
+    "DA": re.compile(r"[-0-9. ]*"),
+    "TM": re.compile(r"[-0-9.: ]*"),
+    "DT": re.compile(r"[-+0-9. ]*"),
+    "AS": re.compile(r"[0-9]{3}[DWMY] *"),
+    "UI": re.compile(r"[0-9. ]*"),
+}
 
 # PS3.16 CID 7050, coding scheme DCM
 BASIC_CODE = ("113100", "Basic Application Confidentiality Profile")
@@ -232,7 +244,16 @@ def _readable(dataset: Dataset, tag: BaseTag) -> DataElement | None:
         element = dataset[tag]
     except Exception:  # noqa: BLE001  what a parser raises for broken values is not to be foreseen
         return None
-    return None if element.VR == "UN" else element
+    form = FORMS.get(element.VR)
+    if element.VR == "UN" or (form is not None and not all(form.fullmatch(str(value)) for value in _values(element))):
+        return None
+    return element
+
+
+def _values(element: DataElement) -> list[object]:
+    if element.is_empty:
+        return []
+    return list(element.value) if isinstance(element.value, MultiValue) else [element.value]
 
 
 def _clean_head(dataset: Dataset) -> None:
