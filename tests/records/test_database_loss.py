@@ -197,7 +197,7 @@ def test_a_deadlock_is_repeated_at_once(lost_engine: sa.Engine) -> None:
             pool.submit(persistently, once, *pair, patience_s=30, on_wait=never) for pair in ((1, 2), (2, 1))
         ]:
             future.result()
-    assert conflicts == [1]
+    assert 1 <= len(conflicts) <= 2  # PostgreSQL looks at each of them by itself, and may find both at fault
     with lost_engine.connect() as connection:
         assert connection.execute(sa.text("SELECT sum(value) FROM pair")).scalar() == 4
 
