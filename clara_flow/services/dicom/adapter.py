@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 0.5
 PAUSE_S = 1.0  # before a listener that died is started again
 LISTENER_END_S = 10.0
+DRAIN_MARGIN_S = 30.0  # beyond the silence that ends an association
 
 
 class Listeners:
@@ -83,8 +84,13 @@ def loops_of(house: House, places: Places) -> list[Loop]:
     def inbox(stop: threading.Event) -> None:
         Inbox(settings, Spool(places.spool), ListenerConfigFile(places.listener_config)).run(stop)
 
+    def snapshot(stop: threading.Event) -> None:
+        quiet_s = settings.dicom_idle_timeout_s + DRAIN_MARGIN_S
+        beats = Heartbeats(places.heartbeats)
+        SnapshotWriter(house.engine, places.listener_config, quiet_s=quiet_s, heartbeats=beats).run(stop)
+
     makers: list[tuple[str, Callable[[threading.Event], None]]] = [
-        ("snapshot", lambda stop: SnapshotWriter(house.engine, places.listener_config).run(stop)),
+        ("snapshot", snapshot),
         ("grouper", lambda stop: Grouper(house, places.spool).run(stop)),
         ("exporter", lambda stop: Exporter(house).run(stop)),
         ("cleanup", lambda stop: CleanUp(house).run(stop)),

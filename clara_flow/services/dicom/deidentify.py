@@ -25,6 +25,7 @@ from uuid import UUID
 
 from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 from dicomanonymizer.simpledicomanonymizer import empty_element, replace_element
+from pydicom import dcmread, dcmwrite
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -160,6 +161,27 @@ class Deidentifier:
         _say_what_was_done(cleaned, chosen)
         _clean_head(cleaned)
         return cleaned
+
+    def deidentify_file(self, source: Path, target: Path, profile: str) -> None:
+        """Write a cleaned copy of the Part 10 file `source` to the new file `target`, in its transfer syntax, durably.
+
+        Raises InputError as `deidentify` does and for a file that cannot be read as DICOM, OSError.
+        """
+        try:
+            dataset = dcmread(source)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  what a parser raises for broken files is not to be foreseen
+            raise InputError(f"a file that is no DICOM ({type(error).__name__}) cannot be de-identified") from None
+        cleaned = self.deidentify(dataset, profile)
+        with target.open("xb") as file:
+            try:
+                dcmwrite(file, cleaned, enforce_file_format=True)
+            except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
+                target.unlink()
+                raise InputError(f"what is left of an instance cannot be written ({type(error).__name__})") from None
+            file.flush()
+            os.fsync(file.fileno())
 
     def uid(self, original: str) -> UID:
         """The UID in its place, always the same (PS3.5 Annex B.2: `2.25.` and a UUID as a number). "" stays "".

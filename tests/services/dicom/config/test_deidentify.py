@@ -255,6 +255,27 @@ def test_cleaning_twice_takes_nothing_more(plan: dict[tuple[int, int], int]) -> 
     assert once.keys() == twice.keys()
 
 
+def test_a_file_is_cleaned_into_another(cleaner: Deidentifier, tmp_path: Path) -> None:
+    source, target = Path(get_testdata_file("JPEG2000.dcm")), tmp_path / "cleaned.dcm"
+    cleaner.deidentify_file(source, target, "basic")
+    before, after = dcmread(source), dcmread(target)
+    assert after.file_meta.TransferSyntaxUID == before.file_meta.TransferSyntaxUID
+    assert after.PixelData == before.PixelData
+    assert after.SOPInstanceUID == after.file_meta.MediaStorageSOPInstanceUID == cleaner.uid(before.SOPInstanceUID)
+    assert str(before.PatientName).encode() not in target.read_bytes()
+    with pytest.raises(FileExistsError):
+        cleaner.deidentify_file(source, target, "basic")
+
+
+def test_a_file_that_is_no_dicom_is_refused(cleaner: Deidentifier, tmp_path: Path) -> None:
+    source = tmp_path / "x"
+    source.write_bytes(b"PLANTED")
+    with pytest.raises(InputError, match="is no DICOM") as refusal:
+        cleaner.deidentify_file(source, tmp_path / "y", "basic")
+    assert "PLANTED" not in str(refusal.value)
+    assert not (tmp_path / "y").exists()
+
+
 def test_the_key_of_an_installation_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "dicom" / "deidentification.key"
     start, mapped = threading.Barrier(8), []
