@@ -21,7 +21,8 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from clara_flow.records.delivery_states import SENT
 from clara_flow.records.dicom_models import Destination, DestinationKind
 from clara_flow.services.dicom.credentials import authorization, secret_of
-from clara_flow.services.dicom.export.link import Context, Link, Node
+from clara_flow.services.dicom.export.link import Link
+from clara_flow.services.dicom.export.proposals import Context, Node
 from clara_flow.services.dicom.export.refusals import REASONS
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
 from clara_flow.services.dicom.export.sender import DestinationFailed
@@ -162,7 +163,7 @@ class DimseProbe:
             Context(VERIFICATION, TRANSFER_SYNTAXES),
             Context(str(SecondaryCaptureImageStorage), TRANSFER_SYNTAXES),
         ]
-        self._link = self._asking(lambda: Link(node, wanted))
+        self._link = self._asking(lambda: Link(node, wanted).open())
         return f"{node.called} takes us as {node.calling}" + (" over TLS" if node.tls else "")
 
     def _echo(self) -> str:

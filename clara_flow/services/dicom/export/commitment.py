@@ -22,7 +22,8 @@ from clara_flow.records import deliveries
 from clara_flow.records.deliveries import ItemNews
 from clara_flow.records.dicom_models import DeliveryItem, DeliveryState, ItemState
 from clara_flow.services.dicom.export.leases import Hold
-from clara_flow.services.dicom.export.link import Context, Link, Node
+from clara_flow.services.dicom.export.link import Link
+from clara_flow.services.dicom.export.proposals import Context, Node
 from clara_flow.services.dicom.export.retry_policy import verdict_of
 from clara_flow.services.dicom.export.sender import DestinationFailed
 from clara_flow.services.dicom.export.transcode import PLAIN
@@ -114,10 +115,11 @@ def ask(
     """
     link = Link(node, [Context(STORAGE_COMMITMENT, (PLAIN[1], PLAIN[0]))])
     try:
-        if not link.contexts:
-            raise DestinationFailed("protocol", "the destination takes no requests for storage commitment")
-        ((context_id, (_, syntax)),) = link.contexts.items()
         with hold.cutting(link.cut):
+            link.open()
+            if not link.contexts:
+                raise DestinationFailed("protocol", "the destination takes no requests for storage commitment")
+            ((context_id, (_, syntax)),) = link.contexts.items()
             _request(link, context_id, syntax, transaction_uid, references)
             _await_report(link, node, syntax, hold, note, is_settled)
     finally:

@@ -21,7 +21,7 @@ from clara_flow.records.payload_store import PayloadStore
 from clara_flow.services.dicom.export import commitment
 from clara_flow.services.dicom.export.files import Outgoing, Unsendable, outgoing
 from clara_flow.services.dicom.export.leases import BrokenOff, Hold
-from clara_flow.services.dicom.export.retry_policy import Settlement, Verdict, settle
+from clara_flow.services.dicom.export.retry_policy import Course, Settlement, Verdict, settle
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender
 from clara_flow.services.dicom.export.senders import node_of
 from clara_flow.settings import Settings
@@ -99,7 +99,7 @@ def deliver(
             failure = error
         for file in files:
             if failure is not None and file.uri not in notes.verdicts:
-                notes.tell(file, Verdict(ItemState.FAILED, str(failure)))
+                notes.tell(file, Verdict(ItemState.PENDING, str(failure)))
     finally:
         notes.write()
     wants_commitment = destination.storage_commitment and destination.kind is DestinationKind.DIMSE
@@ -114,11 +114,17 @@ def deliver(
         commitment=wants_commitment,
         trouble=trouble,
     )
+    if settlement.course is Course.FAIL and failure is not None:
+        for file in files:
+            if notes.verdicts[file.uri].state is ItemState.PENDING:
+                notes.tell(file, Verdict(ItemState.FAILED, str(failure)))
+        notes.write()
     return settlement, failure
 
 
 def _remaining(desk: Desk, delivery: Delivery, notes: Notes) -> list[Outgoing]:
-    """The files that are to be sent; of those that cannot be, it is told at once."""
+    """The files that are to be sent, those that were tried the least first: one that makes the destination break off
+    does not keep the others from it. Of those that cannot be sent it is told at once."""
     items = desk.persistently(deliveries.list_items, delivery)
     try:
         folder = desk.store.folder(uuid.UUID(delivery.payload_id))
@@ -127,7 +133,7 @@ def _remaining(desk: Desk, delivery: Delivery, notes: Notes) -> list[Outgoing]:
             notes.note(item.uri, Verdict(ItemState.POISON, "its payload is unknown"))
         return []
     files = []
-    for item in items:
+    for item in sorted(items, key=lambda item: item.attempts):
         if item.state in DONE:
             continue
         try:

@@ -20,14 +20,13 @@ from clara_flow.services.dicom.export.delivering import Desk, deliver
 from clara_flow.services.dicom.export.leases import BrokenOff, LeaseKeeper
 from clara_flow.services.dicom.export.retry_policy import Course, Settlement, pause_s
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender
+from clara_flow.services.dicom.export.sender_pool import MakeSender, SenderPool
 
 log = logging.getLogger(__name__)
 
 AFTER_TROUBLE_S = 1.0  # with the database, or of our own
 COMMITMENT_S = 60.0  # at least so long is waited for a report before it is asked for again
 FIRST_OPEN_S = 1.0
-
-MakeSender = Callable[[Destination], Sender]
 
 
 class Slots:
@@ -93,7 +92,7 @@ class DestinationQueue:
         self.name = destination.name
         self.destination = destination
         self.last_error = ""
-        self._desk, self._agents, self._make_sender = desk, tuple(agents), make_sender
+        self._desk, self._agents, self._senders = desk, tuple(agents), SenderPool(make_sender)
         self._slots, self._keeper = slots, keeper
         # One delivery alone uses up its retries before it opens, so that it ends with a reason.
         self._tuning = Tuning(
@@ -148,28 +147,20 @@ class DestinationQueue:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self, number: int) -> None:
-        sender: Sender | None = None
-        made_for: Destination | None = None
-        while (turn := self._turn(number, sender)) is not None:
+        while (turn := self._turn(number)) is not None:
             permit, destination = turn
-            if sender is None or made_for is not destination:
-                if sender is not None:
-                    sender.close()
-                sender, made_for = self._make_sender(destination), destination
-            if permit is Permit.TRIAL and not self._is_answering(sender):
-                continue
             try:
-                self._deliver_next(destination, sender, permit)
+                if permit is not Permit.TRIAL or self._is_answering(destination):
+                    self._deliver_next(destination, permit)
             except ClaraFlowError as error:
                 log.warning("deliveries to %s wait: %s", self.name, error)
                 self._rest_after_trouble(permit)
-        if sender is not None:
-            sender.close()
+        self._senders.close()
 
-    def _turn(self, number: int, sender: Sender | None) -> tuple[Permit, Destination] | None:
+    def _turn(self, number: int) -> tuple[Permit, Destination] | None:
         """Wait until something may be tried; None when this thread is over."""
         while True:
-            rest = sender.rest() if sender is not None else None
+            rest = self._senders.look()
             with self._changed:
                 if self._is_over or number >= self.destination.concurrency:
                     return None
@@ -182,15 +173,16 @@ class DestinationQueue:
                         rest = min(self._breaker.until - now, rest if rest is not None else float("inf"))
                 self._changed.wait(rest)
 
-    def _is_answering(self, sender: Sender) -> bool:
+    def _is_answering(self, destination: Destination) -> bool:
         try:
-            sender.probe()
+            with self._senders.sender(destination) as sender:
+                sender.probe()
         except DestinationFailed as failure:
             self._failed(failure)
             return False
         return True
 
-    def _deliver_next(self, destination: Destination, sender: Sender, permit: Permit) -> None:
+    def _deliver_next(self, destination: Destination, permit: Permit) -> None:
         """Take one and deliver it; nothing happens when there is none."""
         if not self._slots.acquire(self.name, lambda: self._is_over):
             self._untried(permit)
@@ -204,7 +196,8 @@ class DestinationQueue:
                 self._untried(permit)
                 return
             self.ring()  # there may be more
-            self._deliver(delivery, destination, sender, taken, permit)
+            with self._senders.sender(destination) as sender:
+                self._deliver(delivery, destination, sender, taken, permit)
         finally:
             self._slots.release(self.name)
 

@@ -13,13 +13,13 @@ from pydicom.uid import UID
 from clara_flow.records.dicom_models import ItemState
 from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
-from clara_flow.services.dicom.export.link import VERIFICATION, Context, Link, Node
+from clara_flow.services.dicom.export.link import VERIFICATION, Link
+from clara_flow.services.dicom.export.proposals import Context, Node
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
-from clara_flow.services.dicom.export.sender import Deidentify, DestinationFailed, Tell, cleaned
+from clara_flow.services.dicom.export.sender import REST_S, Deidentify, DestinationFailed, Tell, cleaned
 from clara_flow.services.dicom.export.transcode import PLAIN, encoded, name_of, transcoded
 
 MAXIMUM_CONTEXTS = 128  # odd IDs of one byte (PS3.8 section 9.3.2.2)
-REST_S = 5.0  # an association is kept for the next delivery
 
 
 @dataclass(slots=True)
@@ -34,8 +34,10 @@ def batches(files: Iterable[Outgoing]) -> list[Batch]:
     """Files by association: all of a SOP class on one, no more than 128 contexts each.
 
     A file's own transfer syntax has a context of its own, so that the peer chooses nothing else where it takes that;
-    the plain ones that are not proposed already stand in another one, for peers that do not.
+    the plain ones that are not proposed already stand in another one, for peers that do not. On each, files keep their
+    order.
     """
+    files = list(files)
     by_class: dict[str, list[Outgoing]] = {}
     for file in files:
         by_class.setdefault(file.sop_class, []).append(file)
@@ -49,6 +51,9 @@ def batches(files: Iterable[Outgoing]) -> list[Batch]:
             found.append(Batch())
         found[-1].contexts += contexts
         found[-1].files += members
+    places = {id(file): place for place, file in enumerate(files)}
+    for batch in found:
+        batch.files.sort(key=lambda file: places[id(file)])
     return found
 
 
@@ -67,7 +72,7 @@ class DimseSender:
         """C-ECHO. A peer that associates and takes no verification lives too."""
         self.close()
         try:
-            link = Link(self.node, [Context(VERIFICATION, (PLAIN[1],))])
+            link = Link(self.node, [Context(VERIFICATION, (PLAIN[1],))]).open()
         except DestinationFailed as failure:
             if failure.facts["kind"] == "aborted":
                 return  # some abort where nothing that was proposed is of use to them
@@ -85,13 +90,8 @@ class DimseSender:
 
     def rest(self) -> float | None:
         """See `Sender`."""
-        if self._link is None:
-            return None
         left = self._rests_until - time.monotonic()
-        if left > 0 and self._link.is_fresh:
-            return left
-        self.close()
-        return None
+        return left if self._link is not None and left > 0 and self._link.is_fresh else None
 
     def close(self) -> None:
         """See `Sender`."""
@@ -102,31 +102,44 @@ class DimseSender:
     def _send(self, batch: Batch, tell: Tell, hold: Hold) -> None:
         for file in batch.files:
             hold.check()
-            link = self._link_for(batch)
+            link = self._link_for(batch, hold)
             try:
-                with hold.cutting(link.cut):
-                    sent, verdict = self._store(link, file)
+                sent, verdict = self._try(link, file, hold)
             except DestinationFailed as failure:
-                self._link = None
-                hold.check()  # perhaps it was we who cut it
                 if not self._has_rested or failure.facts["kind"] not in {"lost", "aborted"}:
+                    tell(file, Verdict(ItemState.FAILED, str(failure)))
                     raise
-                link = self._link_for(batch)  # the peer had ended it while it rested
-                with hold.cutting(link.cut):
-                    sent, verdict = self._store(link, file)
+                link = self._link_for(batch, hold)  # the peer had ended it while it rested
+                sent, verdict = self._try(link, file, hold)
             self._has_rested = False
             tell(sent, verdict)
         self._rests_until = time.monotonic() + REST_S
         self._has_rested = True
 
-    def _link_for(self, batch: Batch) -> Link:
+    def _try(self, link: Link, file: Outgoing, hold: Hold) -> tuple[Outgoing, Verdict]:
+        try:
+            with hold.cutting(link.cut):
+                return self._store(link, file)
+        except DestinationFailed:
+            self._link = None
+            hold.check()  # perhaps it was we who cut it
+            raise
+
+    def _link_for(self, batch: Batch, hold: Hold) -> Link:
         """An association for these: the one that there is, where it will do."""
         link = self._link
         if link is not None and link.is_fresh and set(batch.contexts) <= set(link.proposed):
             return link
         self.close()
-        self._link, self._has_rested = Link(self.node, batch.contexts), False
-        return self._link
+        link = Link(self.node, batch.contexts)
+        try:
+            with hold.cutting(link.cut):
+                link.open()
+        except DestinationFailed:
+            hold.check()  # perhaps it was we who cut it
+            raise
+        self._link, self._has_rested = link, False
+        return link
 
     def _store(self, link: Link, file: Outgoing) -> tuple[Outgoing, Verdict]:
         """Send it; what was sent, and what the peer says of it."""

@@ -17,6 +17,7 @@ from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.deliveries import Queue
 from clara_flow.records.dicom_models import Destination
 from clara_flow.records.doorbell import Doorbell
+from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
 from clara_flow.services.dicom.export.destination_queue import DestinationQueue, Slots
 from clara_flow.services.dicom.export.leases import LeaseKeeper
@@ -38,12 +39,12 @@ HEARTBEAT = "exporter"
 class Exporter:
     """Delivers the tasks of our agents until it is told to stop.
 
-    deidentify  (data set, profile) -> data set, for destinations that want it; None: nothing leaves to those.
+    deidentify  (data set, profile) -> data set, for destinations that want it; None: with the installation's key.
     """
 
     def __init__(self, house: House, deidentify: Deidentify | None = None, *, lease_s: float = LEASE_S) -> None:
-        self.house, self._deidentify = house, deidentify
         settings = house.settings
+        self.house, self._deidentify = house, deidentify or Deidentifier.of(key_file(settings)).deidentify
         self.agents = tuple(dict.fromkeys([settings.dicom_scu_ae_title, settings.dicom_stow_agent]))
         self._desk = Desk(settings, house.engine, house.store)
         self._slots = Slots(settings.dicom_scu_maximum_associations)

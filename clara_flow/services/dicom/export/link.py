@@ -2,8 +2,7 @@
 
 Why not pynetdicom's Association: its two threads hand each PDU through queues, a data set waits in memory as a whole,
 and a peer that stops reading, or sends half a PDU, holds its thread for ever. Here every answer and every PDU sent has
-its time, memory is one PDU, and another thread can `cut`. The request is encoded by pynetdicom; its answer is read by
-us, since pynetdicom raises at items that it does not know where the standard says that they are skipped.
+its time, memory is one PDU, and another thread can `cut`. PDUs and commands are encoded by pynetdicom and pydicom.
 """
 
 from __future__ import annotations
@@ -15,30 +14,18 @@ import ssl
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom.dsutils import decode, encode
-from pynetdicom.pdu import A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
-from pynetdicom.presentation import PresentationContext
 
+from clara_flow.services.dicom.export.dialing import dial, in_words
+from clara_flow.services.dicom.export.proposals import MAXIMUM_PDU, Context, Node, answers_in, request_for
 from clara_flow.services.dicom.export.refusals import abort_in_words, rejection_in_words
 from clara_flow.services.dicom.export.sender import DestinationFailed
 from clara_flow.services.dicom.wire.command_set import C_ECHO_RQ, C_STORE_RQ, NO_DATA_SET
-from clara_flow.services.dicom.wire.negotiation import (
-    APPLICATION_CONTEXT,
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION,
-)
 from clara_flow.services.dicom.wire.pdu import (
     ABORT_BY_USER,
     COMMAND,
@@ -50,7 +37,6 @@ from clara_flow.services.dicom.wire.pdu import (
     PduType,
 )
 
-MAXIMUM_PDU = 131_072  # bytes, both ways
 LONGEST_ANSWER = 1024 * 1024  # of a PDU that is no P-DATA-TF, and of a message
 SMALLEST_PDU = 64  # a peer that takes less takes nothing
 RELEASE_RQ = HEADER.pack(PduType.RELEASE_RQ, SHORT_BODY) + bytes(SHORT_BODY)
@@ -60,32 +46,13 @@ VERIFICATION = "1.2.840.10008.1.1"
 ACCEPTED = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """Whom to call, and as whom. `tls`: how to speak TLS; None: not."""
-
-    host: str
-    port: int
-    called: str
-    calling: str
-    timeout_s: float
-    tls: ssl.SSLContext | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A presentation context: a SOP class, and transfer syntaxes of which the peer takes one."""
-
-    abstract_syntax: str
-    transfer_syntaxes: tuple[str, ...]
-
-
 class Link:
-    """An established association.
+    """An association, once it is open.
 
     contexts    the accepted ones: context ID -> (abstract syntax, transfer syntax).
 
-    Everything raises DestinationFailed when the peer does not do its part; the link is useless then, and closed.
+    `cut` is for any thread, at any time; everything else for one. Everything else raises DestinationFailed when the
+    peer does not do its part; the link is useless then, and closed.
     """
 
     def __init__(self, node: Node, contexts: Sequence[Context]) -> None:
@@ -93,12 +60,18 @@ class Link:
         self.contexts: dict[int, tuple[str, str]] = {}
         self._maximum = MAXIMUM_PDU
         self._message_id = 0
-        self._socket = _connected(node)
+        self._socket = socket.socket()  # until there is one that leads somewhere
+        self._is_cut = False
+
+    def open(self) -> Link:
+        """Connect and negotiate; itself."""
         try:
+            dial(self.node, lambda: self._is_cut, self._use)
             self._negotiate()
         except BaseException:
             self.close()
             raise
+        return self
 
     def echo(self, context_id: int) -> int:
         """C-ECHO; the status."""
@@ -163,7 +136,7 @@ class Link:
         try:
             return bool(select.select([self._socket], [], [], timeout_s)[0])
         except (OSError, ValueError) as error:
-            raise self._broken("lost", f"broke the connection ({_in_words(error)})") from None
+            raise self._broken("lost", f"broke the connection ({in_words(error)})") from None
 
     @property
     def is_fresh(self) -> bool:
@@ -191,6 +164,7 @@ class Link:
 
     def cut(self) -> None:
         """End whatever another thread waits for; that thread closes the link. Never raises."""
+        self._is_cut = True
         with contextlib.suppress(OSError, ValueError):
             # Of the socket itself, not of TLS: the other thread may be inside that.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
@@ -207,16 +181,21 @@ class Link:
             raise self._broken("protocol", "answered something else than it was asked")
         return int(command.Status)
 
+    def _use(self, connection: socket.socket) -> None:
+        if connection is not self._socket:
+            self.close()  # of TLS, the plain one is detached, and its end is none
+        self._socket = connection
+
     def _negotiate(self) -> None:
         deadline = time.monotonic() + self.node.timeout_s
-        self._send(_request(self.node, self.proposed))
+        self._send(request_for(self.node, self.proposed))
         kind, body = self._read_pdu(deadline)
         if kind == PduType.ASSOCIATE_RJ:
             raise self._broken("rejected", rejection_in_words(body))
         if kind != PduType.ASSOCIATE_AC:
             raise self._broken("protocol", f"answered the association request with a PDU of type {kind}")
         try:
-            answers, maximum = _answers(body)
+            answers, maximum = answers_in(body)
         except (struct.error, UnicodeDecodeError, IndexError):
             raise self._broken("protocol", "accepted the association in a way that cannot be read") from None
         self._maximum = min(maximum or MAXIMUM_PDU, MAXIMUM_PDU)
@@ -294,7 +273,7 @@ class Link:
         except TimeoutError:
             raise self._broken("silent", f"did not answer within {self.node.timeout_s:g} s") from None
         except (OSError, ValueError) as error:
-            raise self._broken("lost", f"broke the connection ({_in_words(error)})") from None
+            raise self._broken("lost", f"broke the connection ({in_words(error)})") from None
         return bytes(data)
 
     def _command(self, encoded: bytes) -> Dataset:
@@ -311,7 +290,7 @@ class Link:
             except DestinationFailed as failure:
                 if failure.facts["kind"] == "aborted":
                     return failure
-        return self._broken("lost", f"broke the connection ({_in_words(error)})")
+        return self._broken("lost", f"broke the connection ({in_words(error)})")
 
     def _broken(self, kind: str, what: str) -> DestinationFailed:
         """The error to raise; the connection is no use any more."""
@@ -319,81 +298,6 @@ class Link:
             self.abort()
         self.close()
         return DestinationFailed(kind, f"the destination {what}")
-
-
-def _connected(node: Node) -> socket.socket:
-    try:
-        connection = socket.create_connection((node.host, node.port), timeout=node.timeout_s)
-    except TimeoutError:
-        raise DestinationFailed(
-            "unreachable", f"the destination cannot be reached: no answer within {node.timeout_s:g} s"
-        ) from None
-    except (OSError, UnicodeError) as error:
-        raise DestinationFailed("unreachable", f"the destination cannot be reached: {_in_words(error)}") from None
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if node.tls is None:
-        return connection
-    try:
-        return node.tls.wrap_socket(connection, server_hostname=node.host)
-    except (OSError, ValueError) as error:
-        connection.close()
-        raise DestinationFailed("unreachable", f"TLS with the destination failed: {_in_words(error)}") from None
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or "TLS error").replace("_", " ").lower()
-    return (getattr(error, "strerror", None) or type(error).__name__).lower()
-
-
-def _request(node: Node, contexts: Sequence[Context]) -> bytes:
-    """The A-ASSOCIATE-RQ PDU (PS3.8 section 9.3.2)."""
-    proposed = []
-    for number, context in enumerate(contexts):
-        item = PresentationContext()
-        item.context_id = 2 * number + 1
-        item.abstract_syntax = UID(context.abstract_syntax)
-        item.transfer_syntax = [UID(syntax) for syntax in context.transfer_syntaxes]
-        proposed.append(item)
-    maximum, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    version = ImplementationVersionNameNotification()
-    maximum.maximum_length_received = MAXIMUM_PDU
-    implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = IMPLEMENTATION_VERSION
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = UID(APPLICATION_CONTEXT)
-    primitive.calling_ae_title, primitive.called_ae_title = node.calling, node.called
-    primitive.user_information = [maximum, implementation, version]
-    primitive.presentation_context_definition_list = proposed
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(primitive)
-    return pdu.encode()
-
-
-def _answers(body: bytes) -> tuple[dict[int, tuple[int, str]], int]:
-    """Of an A-ASSOCIATE-AC (PS3.8 section 9.3.3): context ID -> (result, transfer syntax), and the maximum length."""
-    answers, maximum = {}, 0
-    for kind, item in _items(body[68:]):
-        if kind == 0x21:
-            syntax = b"".join(data for sub, data in _items(item[4:]) if sub == 0x40)
-            answers[item[0]] = item[2], syntax.decode("ascii").strip(" \0")
-        elif kind == 0x50:
-            for sub, data in _items(item):
-                if sub == 0x51:
-                    (maximum,) = struct.unpack(">I", data)
-    return answers, maximum
-
-
-def _items(data: bytes) -> list[tuple[int, bytes]]:
-    items = []
-    while data:
-        kind, length = struct.unpack_from(">BxH", data)
-        items.append((kind, data[4 : 4 + length]))
-        data = data[4 + length :]
-    return items
 
 
 def _command_set(facts: Mapping[str, object]) -> bytes:

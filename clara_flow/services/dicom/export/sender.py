@@ -13,6 +13,8 @@ from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
 from clara_flow.services.dicom.export.retry_policy import Verdict
 
+REST_S = 5.0  # connections are kept so long, for the next delivery
+
 Tell = Callable[[Outgoing, Verdict], None]  # of a file, with the UIDs under which it was sent
 Deidentify = Callable[[Dataset, str], Dataset]
 
@@ -41,7 +43,7 @@ class Sender(Protocol):
         """
 
     def rest(self) -> float | None:
-        """Let go of connections that rested too long; seconds until the next one will have, None without any."""
+        """For how many seconds its connection may rest yet; None when there is none that is worth keeping."""
 
     def close(self) -> None:
         """Let go of everything."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ssl
 
 from clara_flow.records.dicom_models import Destination, DestinationKind
+from clara_flow.services.dicom.credentials import secret_of
 from clara_flow.services.dicom.export.dimse import DimseSender
-from clara_flow.services.dicom.export.link import Node
+from clara_flow.services.dicom.export.proposals import Node
 from clara_flow.services.dicom.export.sender import Deidentify, DestinationFailed, Sender, Unusable
 from clara_flow.services.dicom.export.stow import StowSender
 from clara_flow.services.dicom.wire.tls import CIPHERS
@@ -23,7 +24,7 @@ def sender_for(destination: Destination, settings: Settings, deidentify: Deident
             destination.url,
             timeout_s=settings.dicom_export_timeout_s,
             verify=client_context(settings) if destination.url.startswith("https:") else False,
-            credentials=destination.credentials,
+            secret=lambda: secret_of(settings, destination.credentials),
             profile=destination.deidentify,
             deidentify=deidentify,
         )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from pydicom import dcmwrite
 
+from clara_flow.errors import ClaraFlowError
 from clara_flow.records.dicom_models import ItemState
+from clara_flow.services.dicom.credentials import authorization
 from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
-from clara_flow.services.dicom.export.sender import Deidentify, DestinationFailed, Tell, cleaned
+from clara_flow.services.dicom.export.sender import REST_S, Deidentify, DestinationFailed, Tell, cleaned
 
 FILES_PER_REQUEST = 10
 CHUNK_BYTES = 128 * 1024
@@ -54,7 +56,7 @@ class StowSender:
     """Sends to the studies resource of a DICOMweb server; connections are kept by the client.
 
     url             of the service (`/studies` is appended) or of its studies resource.
-    credentials     name of a variable of the environment with `user:password` or a bearer token; "": none.
+    secret          gives `user:password` or a bearer token, "" for none; raises a ClaraFlowError when it cannot.
     """
 
     def __init__(
@@ -63,21 +65,24 @@ class StowSender:
         *,
         timeout_s: float,
         verify: Any = True,
-        credentials: str = "",
+        secret: Callable[[], str] = str,
         profile: str = "",
         deidentify: Deidentify | None = None,
     ) -> None:
         base = url.rstrip("/")
         self.url = base if base.endswith("/studies") else f"{base}/studies"
-        self.credentials, self.profile, self.deidentify = credentials, profile, deidentify
+        self.profile, self.deidentify = profile, deidentify
         self._client = httpx.Client(timeout=timeout_s, verify=verify, follow_redirects=False)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._secret = timeout_s, secret
+        self._authorization: dict[str, str] = {}
+        self._rests_until = 0.0
 
     def probe(self) -> None:
         """There is nothing to ask for: the first request is the probe. See `Sender`."""
 
     def send(self, files: Sequence[Outgoing], tell: Tell, hold: Hold) -> None:
         """See `Sender`."""
+        self._authorization = self._authorized()
         for start in range(0, len(files), FILES_PER_REQUEST):
             parts = []
             for file in files[start : start + FILES_PER_REQUEST]:
@@ -91,10 +96,12 @@ class StowSender:
                     tell(file, Verdict(ItemState.FAILED, f"it cannot be read: {why}"))
             if parts:
                 self._store(parts, tell, hold)
+        self._rests_until = time.monotonic() + REST_S
 
     def rest(self) -> float | None:
-        """See `Sender`: the client lets go of connections by itself."""
-        return None
+        """See `Sender`."""
+        left = self._rests_until - time.monotonic()
+        return left if left > 0 else None
 
     def close(self) -> None:
         """See `Sender`."""
@@ -143,7 +150,7 @@ class StowSender:
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Content-Length": str(length),
             "Accept": JSON,
-        } | self._authorization()
+        } | self._authorization
         try:
             return self._client.post(self.url, content=body(), headers=headers)
         except httpx.TimeoutException as error:
@@ -158,19 +165,12 @@ class StowSender:
         except OSError as error:
             raise DestinationFailed("lost", f"a file cannot be read: {(error.strerror or 'error').lower()}") from None
 
-    def _authorization(self) -> dict[str, str]:
-        if not self.credentials:
-            return {}
-        secret = os.environ.get(self.credentials, "").strip()
-        if not secret:
-            raise DestinationFailed(
-                "credentials", f"the environment variable {self.credentials} with the credentials is not set"
-            )
-        user, colon, password = secret.partition(":")
-        if colon:
-            request = next(httpx.BasicAuth(user, password).auth_flow(httpx.Request("POST", self.url)))
-            return {"Authorization": request.headers["Authorization"]}
-        return {"Authorization": f"Bearer {secret}"}
+    def _authorized(self) -> dict[str, str]:
+        """The header, with the secret as it is now: it may have been renewed."""
+        try:
+            return authorization(self._secret())
+        except ClaraFlowError as error:
+            raise DestinationFailed("credentials", str(error)) from None
 
 
 def _verdict(response: httpx.Response, file: Outgoing, *, is_alone: bool) -> Verdict:

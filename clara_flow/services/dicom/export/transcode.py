@@ -22,6 +22,7 @@ LOSSY = frozenset(
         "1.2.840.10008.1.2.4.91",  # JPEG 2000
     }
 )
+LARGEST_PIXEL_BITS = 16
 WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
@@ -35,6 +36,7 @@ def transcoded(data_set: Dataset, own: str, wanted: str) -> bytes:
         if syntax.is_compressed and not syntax.is_deflated and "PixelData" in data_set:
             data_set.decompress(as_rgb=own in LOSSY, generate_instance_uid=False)
         if not syntax.is_little_endian:
+            _refuse_ambiguous(data_set)
             data_set.walk(_swap)
         return encoded(data_set, wanted)
     except Unsendable:
@@ -58,6 +60,12 @@ def encoded(data_set: Dataset, syntax: str) -> bytes:
 def name_of(uid: str) -> str:
     """What people call it; the UID of a private one."""
     return UID(uid).name
+
+
+def _refuse_ambiguous(data_set: Dataset) -> None:
+    """Of larger big endian pixels dcmtk turns the words, pydicom the pixels: a dose must not change by being sent."""
+    if "PixelData" in data_set and int(data_set.get("BitsAllocated", 0)) > LARGEST_PIXEL_BITS:
+        raise Unsendable("its big endian pixels of more than 16 bits are read in two ways: it is not transcoded")
 
 
 def _swap(data_set: Dataset, element: DataElement) -> None:
