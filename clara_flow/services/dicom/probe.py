@@ -204,7 +204,10 @@ class DimseProbe:
             return ask()
         except DestinationFailed as error:
             called, calling = self.destination.ae_title, self.caller.ae_title
-            remedy = next((REJECTIONS[reason] for reason in REJECTIONS if reason in str(error)), FAILURES[error.kind])
+            remedy = next(
+                (REJECTIONS[reason] for reason in REJECTIONS if reason in str(error)),
+                FAILURES.get(error.kind, SEE_ITS_LOG),
+            )
             raise Failed(str(error), remedy.format(called=called, calling=calling)) from None
 
 
