@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
-IMPLEMENTATION_CLASS_UID = "2.25.215613894526473859013748120034829761905"  # ours, for ever; random (PS3.5 Annex B.2)
-IMPLEMENTATION_VERSION_NAME = "CLARA_FLOW"
+from clara_flow.services.dicom import implementation
+
 PREAMBLE = bytes(128) + b"DICM"
 UID_LENGTH = 64
 AE_LENGTH = 16
@@ -38,8 +38,8 @@ def _rest(transfer_syntax: str, calling_ae: str) -> bytes:
     """What is the same for all instances of an association."""
     elements = [
         _uid(0x0010, transfer_syntax),
-        _uid(0x0012, IMPLEMENTATION_CLASS_UID),
-        _text(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME, b" "),
+        _uid(0x0012, implementation.CLASS_UID),
+        _text(0x0013, b"SH", implementation.VERSION_NAME, b" "),
     ]
     title = calling_ae.strip(" \0")
     if 0 < len(title) <= AE_LENGTH and title.isascii() and title.isprintable() and "\\" not in title:

@@ -12,6 +12,7 @@ import sys
 
 from clara_flow.deployments.own_log import log_to_stderr
 from clara_flow.errors import ClaraFlowError
+from clara_flow.services.dicom.commitment_check import asking_the_records
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.wire import listener
 from clara_flow.settings import load_settings
@@ -33,7 +34,10 @@ def main() -> int:
     end_with_parent()
     settings = load_settings()
     try:
-        listener.run(listener.ListenerOptions.of(settings, Places.of(settings), number=int(sys.argv[1])))
+        options = listener.ListenerOptions.of(
+            settings, Places.of(settings), number=int(sys.argv[1]), check=asking_the_records(settings)
+        )
+        listener.run(options)
     except ClaraFlowError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_status

@@ -21,11 +21,10 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import PresentationContext
 
+from clara_flow.services.dicom import implementation
 from clara_flow.services.dicom.wire.negotiation import (
     APPLICATION_CONTEXT,
     CONTEXT_AC_ITEM,
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION,
     MAXIMUM_LENGTH,
     TRANSFER_SYNTAX,
     USER_INFORMATION,
@@ -64,15 +63,15 @@ def request_for(node: Node, contexts: Sequence[Context]) -> bytes:
         item.abstract_syntax = UID(context.abstract_syntax)
         item.transfer_syntax = [UID(syntax) for syntax in context.transfer_syntaxes]
         proposed.append(item)
-    maximum, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    maximum, own_class = MaximumLengthNotification(), ImplementationClassUIDNotification()
     version = ImplementationVersionNameNotification()
     maximum.maximum_length_received = MAXIMUM_PDU
-    implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = IMPLEMENTATION_VERSION
+    own_class.implementation_class_uid = UID(implementation.CLASS_UID)
+    version.implementation_version_name = implementation.VERSION_NAME
     primitive = A_ASSOCIATE()
     primitive.application_context_name = UID(APPLICATION_CONTEXT)
     primitive.calling_ae_title, primitive.called_ae_title = node.calling, node.called
-    primitive.user_information = [maximum, implementation, version]
+    primitive.user_information = [maximum, own_class, version]
     primitive.presentation_context_definition_list = proposed
     pdu = A_ASSOCIATE_RQ()
     pdu.from_primitive(primitive)

@@ -10,11 +10,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from clara_flow.services.dicom import implementation
 from clara_flow.services.dicom.wire.pdu import HEADER, AbortReason, PduError, PduType
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"  # DICOM's (PS3.7 Annex A.2.1)
-IMPLEMENTATION_CLASS_UID = "2.25.215613894526473859013748120034829761905"  # ours, for ever; random (PS3.5 Annex B.2)
-IMPLEMENTATION_VERSION = "CLARA_FLOW"
 
 FIXED = struct.Struct(">HH16s16s32s")  # protocol version, reserved, called, calling, reserved
 ITEM = struct.Struct(">BxH")
@@ -140,13 +139,13 @@ def encode_accept(
     identity_response   of the user identity, where the peer wants one and is who it says.
     """
     user = _item(MAXIMUM_LENGTH, struct.pack(">I", maximum_length))
-    user += _item(IMPLEMENTATION_CLASS, IMPLEMENTATION_CLASS_UID.encode())
+    user += _item(IMPLEMENTATION_CLASS, implementation.CLASS_UID.encode())
     if request.asynchronous:  # one operation at a time, whatever was proposed
         user += _item(ASYNCHRONOUS_OPERATIONS, struct.pack(">HH", 1, 1))
     for role in roles:
         uid = role.sop_class.encode()
         user += _item(ROLE_SELECTION, struct.pack(">H", len(uid)) + uid + bytes((role.scu, role.scp)))
-    user += _item(IMPLEMENTATION_VERSION_NAME, IMPLEMENTATION_VERSION.encode())
+    user += _item(IMPLEMENTATION_VERSION_NAME, implementation.VERSION_NAME.encode())
     if identity_response is not None:
         user += _item(USER_IDENTITY_AC, struct.pack(">H", len(identity_response)) + identity_response)
     body = struct.pack(">HH", 1, 0) + request.titles

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from clara_flow.errors import StorageError
+from clara_flow.services.dicom.file_meta import file_head
 from clara_flow.services.dicom.header import HeaderScanner
 from clara_flow.services.dicom.journal import JournalDoubtful
 from clara_flow.services.dicom.listener_config import ListenerConfig
@@ -16,7 +17,6 @@ from clara_flow.services.dicom.spool import Incoming, InstanceFacts
 from clara_flow.services.dicom.wire.command_set import Command, Status
 from clara_flow.services.dicom.wire.contexts import is_storage
 from clara_flow.services.dicom.wire.negotiation import ContextAnswer, is_uid
-from clara_flow.services.dicom.wire.part10 import file_head
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from pydicom import dcmread
 from pydicom.dataset import FileMetaDataset, validate_file_meta
 from services.dicom.spool.data_sets import EXPLICIT, encoded, example
 
-from clara_flow.services.dicom.file_meta import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, file_head
+from clara_flow.services.dicom import implementation
+from clara_flow.services.dicom.file_meta import file_head
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 UIDS = st.from_regex(r"(0|[1-9][0-9]{0,9})(\.(0|[1-9][0-9]{0,9})){1,4}", fullmatch=True).filter(
@@ -38,8 +39,8 @@ def test_pydicom_reads_what_was_given(sop_class: str, sop_instance: str, syntax:
     assert meta.FileMetaInformationGroupLength == len(head) - 132 - 12
     assert meta.FileMetaInformationVersion == b"\x00\x01"
     assert (meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID) == (sop_class, sop_instance)
-    assert (meta.TransferSyntaxUID, meta.ImplementationClassUID) == (syntax, IMPLEMENTATION_CLASS_UID)
-    assert meta.ImplementationVersionName == IMPLEMENTATION_VERSION_NAME
+    assert (meta.TransferSyntaxUID, meta.ImplementationClassUID) == (syntax, implementation.CLASS_UID)
+    assert meta.ImplementationVersionName == implementation.VERSION_NAME
     assert meta.get("SourceApplicationEntityTitle", "") == calling_ae
     assert meta.get("SendingApplicationEntityTitle", "") == calling_ae
     assert len(head) % 2 == 0
@@ -65,6 +66,6 @@ def test_dcmtk_reads_the_file(tmp_path: Path) -> None:
     path = tmp_path / "one.dcm"
     path.write_bytes(file_head(MR, "1.2.3", EXPLICIT, "MODALITY") + encoded(example(), EXPLICIT))
     dump = subprocess.run(["dcmdump", "+fo", path], capture_output=True, check=True)
-    for word in (b"MODALITY", IMPLEMENTATION_CLASS_UID.encode(), b"MRImageStorage", b"[1.2.3]"):
+    for word in (b"MODALITY", implementation.CLASS_UID.encode(), b"MRImageStorage", b"[1.2.3]"):
         assert word in dump.stdout
     assert dump.stderr == b""
