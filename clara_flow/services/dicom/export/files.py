@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,13 @@ def outgoing(folder: PayloadFolder, uri: str) -> Outgoing:
         raise Unsendable("its name leads out of the payload")
     if not root.is_dir():
         raise Unsendable("the files of its job were removed")
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        is_file = False
+    if not is_file:
         raise Unsendable("there is no such file")
     with path.open("rb") as file:
         head = file.read(PREAMBLE_BYTES + len(PREFIX))

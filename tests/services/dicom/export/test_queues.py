@@ -152,7 +152,7 @@ Exporter(house, lease_s=1).run(threading.Event())
 """
 
 
-def test_kills_at_any_moment_lose_nothing_and_repeat_little(world: World, database_url: str) -> None:
+def test_kills_at_any_moment_lose_nothing(world: World, database_url: str) -> None:
     files = world.images(40)
     with scp(lambda event, number: 0) as peer:
         world.destination("PACS", peer.port)
