@@ -17,8 +17,10 @@ from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import dicom_groups as groups
 from clara_flow.records.database import DatabaseAway, TransactionConflict
 from clara_flow.records.dicom_ingest import GroupingRule
+from clara_flow.records.dicom_models import GroupState
 from clara_flow.records.doorbell import Doorbell, Notice
 from clara_flow.services.dicom.grouping.completion import Completion
+from clara_flow.services.dicom.grouping.deidentified import Deidentified
 from clara_flow.services.dicom.grouping.files import Files
 from clara_flow.services.dicom.grouping.intake import JournalIntake
 from clara_flow.services.dicom.grouping.processors import Configured, configured
@@ -137,8 +139,17 @@ class Grouper:
     def _clean(self) -> None:
         try:
             removed = self.files.sweep()
+            self._sweep_deidentified()
             swept = self._spool.sweep()
             if removed or swept.files or swept.folders:
                 log.info("swept %d files and %d folders of the spool", removed + swept.files, swept.folders)
         except ClaraFlowError as error:
             log.warning("the spool is not swept: %s", error)
+
+    def _sweep_deidentified(self) -> None:
+        """Cleaned copies of groups that are over: a process ended before it could remove them."""
+        deidentified = Deidentified(self.house, self.files.spool)
+        found = deidentified.groups()  # before the tables are read: what is made meanwhile is not swept
+        unfinished = {group.id for group in queries.list_groups(self.house.engine, states=[GroupState.COMPLETE])}
+        for group_id in found - unfinished:
+            deidentified.remove(group_id)

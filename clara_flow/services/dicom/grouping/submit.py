@@ -13,6 +13,7 @@ from clara_flow.errors import ClaraFlowError, InputError, LauncherUnavailable, P
 from clara_flow.records import dicom_groups as records
 from clara_flow.records.dicom_groups import PlannedJob, Work
 from clara_flow.records.dicom_models import Group, GroupState, Submission
+from clara_flow.services.dicom.grouping.deidentified import Deidentified
 from clara_flow.services.dicom.grouping.files import Files
 from clara_flow.services.dicom.grouping.names import job_name
 from clara_flow.services.dicom.grouping.pipelines import Pipelines
@@ -42,6 +43,7 @@ class Submitter:
     def __init__(self, house: House, files: Files) -> None:
         self.house, self.files = house, files
         self._pipelines = Pipelines(house)
+        self._deidentified = Deidentified(house, files.spool)
 
     def submit(self, group_id: UUID, configured: Configured | None) -> None:
         """Make the jobs of a complete group that were not made yet; what fails is noted, and tried again later.
@@ -67,6 +69,7 @@ class Submitter:
             self._note(work.group, configured, problems)
         elif work.submissions:
             records.finish(self.house.engine, group_id)
+            self._deidentified.remove(group_id)
             self.files.remove(group_id)
             log.info("group %s became %d jobs of %d instances", group_id, len(work.submissions), len(work.instances))
         else:
@@ -88,6 +91,8 @@ class Submitter:
         """Make what was not made; the problems by label."""
         problems: dict[str, ClaraFlowError] = {}
         sources = self.files.sources(work.instances)
+        if profile := configured.row.deidentify:
+            sources = self._deidentified.sources(work.group.id, sources, profile)
         metadata = self._metadata(configured, sources)
         for row in work.submissions:
             if row.submitted:
