@@ -95,8 +95,12 @@ class Inbox:
     ) -> int:
         try:
             rule = self._door.rule_of(folder.name)
-        except NotFound as error:
-            self._warn(folder.name, f"files in the inbox wait: {error}")
+        except NotFound:  # somebody may have put a patient's folder here: its name is not for the log
+            self._warn(
+                folder.name,
+                f"files in the inbox's folder {hashed(folder.name)} wait: its name is none of our AE titles; "
+                "`clara-flow dicom aetitle list` shows them",
+            )
             return 0
         self._warned.discard(folder.name)
         if self._door.space.is_short():
