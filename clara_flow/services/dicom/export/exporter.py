@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 
 from clara_flow.deployments.trigger import House
@@ -34,6 +34,7 @@ SHORTEST_LOOK_S = 0.02  # between two looks, however often the bell rings
 FINISH_S, BREAK_OFF_S = 5.0, 5.0  # at the end: for what is under way, and for giving back what was broken off
 TAKEN_AT_ONCE = 100
 HEARTBEAT = "exporter"
+DESTINATION = "destination-"  # begins the names of the destinations' signs of life
 
 
 class Exporter:
@@ -52,6 +53,7 @@ class Exporter:
         self._heartbeats = Heartbeats(Places.of(settings).heartbeats)
         self._queues: dict[str, DestinationQueue] = {}
         self._leaving: list[DestinationQueue] = []
+        self._known: set[str] | None = None  # keys of the destinations at the last look
         self._expired_at = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
@@ -101,6 +103,9 @@ class Exporter:
     def _match(self, destinations: Iterable[Destination]) -> None:
         """A queue for each destination, as it is now."""
         current = {destination.name.casefold(): destination for destination in destinations}
+        if self._known != current.keys():
+            self._forget({heartbeat_of(destination.name) for destination in current.values()})
+            self._known = set(current)
         for key in self._queues.keys() - current.keys():
             queue = self._queues.pop(key)
             queue.end()
@@ -118,6 +123,13 @@ class Exporter:
                     keeper=self._keeper,
                 )
             self._queues[key].update(destination)
+
+    def _forget(self, current: Collection[str]) -> None:
+        """Remove signs of life of destinations that are gone, an earlier exporter's too: they would look dead."""
+        for path in self._heartbeats.folder.glob(f"{DESTINATION}*.json"):
+            if path.stem not in current:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _sender(self, destination: Destination) -> Sender:
         return sender_for(destination, self.house.settings, self._deidentify)
@@ -179,7 +191,7 @@ class Exporter:
 
 def heartbeat_of(destination: str) -> str:
     """The name of a destination's sign of life: a plain file name."""
-    return "destination-" + re.sub(r"[^A-Za-z0-9._-]", "_", destination)
+    return DESTINATION + re.sub(r"[^A-Za-z0-9._-]", "_", destination)
 
 
 def _nobody(destination: str) -> str:

@@ -17,7 +17,7 @@ from services.dicom.export.export_world import MakeWorld, World
 from services.dicom.export.peers import Storescp, free_port, scp, silent
 from waiting import eventually
 
-from clara_flow.records import deliveries
+from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.dicom_models import DeliveryState, ItemState
 from clara_flow.services.dicom.export.destination_queue import Slots
 from clara_flow.services.dicom.export.exporter import heartbeat_of
@@ -195,6 +195,8 @@ def test_signs_of_life(world: World) -> None:
         eventually(lambda: names()[heartbeat_of("PA CS/1")].facts["last_error"] == "unreachable")
         facts = names()[heartbeat_of("PA CS/1")].facts
         assert facts.keys() == {"breaker", "pending", "in_progress", "oldest_s", "last_error"}
+        dicom_config.delete_destination(world.engine, "PA CS/1")
+        eventually(lambda: heartbeat_of("PA CS/1") not in names())
         assert names()["exporter"].facts.keys() == {"pending", "due", "in_progress", "destinations"}
 
 
