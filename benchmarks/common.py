@@ -53,8 +53,11 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
-    """A fresh platform in a temporary folder on a free port, and an input of one small file."""
+def bench(*, dicom: bool = False) -> Iterator[Bench]:
+    """A fresh platform in a temporary folder on free ports, and an input of one small file.
+
+    dicom       whether it receives DICOM, of anybody.
+    """
     import docker_engine  # of the tests
 
     with tempfile.TemporaryDirectory(prefix="clara-flow-bench-") as name:
@@ -62,7 +65,8 @@ def bench() -> Iterator[Bench]:
         settings = load_settings(
             data_dir=folder / "data",
             prefect_port=free_port(),
-            dicom_port=0,
+            dicom_port=free_port() if dicom else 0,
+            dicom_reject_unknown_sources=False,
             gateway_port=0,
             catalogs=(HERE,),
             docker_base_url=docker_engine.expected_url(),

@@ -25,16 +25,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import sqlalchemy as sa
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from sqlmodel import col
 
-from benchmarks.common import Scale, free_port, write
-from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig
+from benchmarks.common import Scale, bench, chain, free_port, summary, write
+from clara_flow.records import dicom_config, jobs
+from clara_flow.records.database import statements
+from clara_flow.records.dicom_models import AeTitle, Association
+from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig, ListenerConfigFile
 from clara_flow.services.dicom.places import Places
 from clara_flow.settings import environment_of, load_settings
 
@@ -42,16 +48,19 @@ CALLED = "BENCH"
 PDU = "131072"
 QUICK = {**os.environ, "TCP_NODELAY": "1"}  # without it dcmtk waits 40 ms for each answer
 SLICES = {"full": 500, "smoke": 4}
+STUDY = 10  # slices of a study that becomes a job
 START_S = 20.0
 
 
-def make_study(folder: Path, count: int) -> list[Path]:
-    """CT slices of noise, alike but for their number and SOP Instance UID."""
+def make_study(folder: Path, count: int, *, as_studies: bool = False) -> list[Path]:
+    """CT slices of noise, alike but for number and SOP Instance UID; `as_studies`: of another study each STUDY."""
     folder.mkdir()
     study, series = generate_uid(), generate_uid()
     random = np.random.default_rng(7)
     slices = []
     for number in range(count):
+        if as_studies and number % STUDY == 0:
+            study, series = generate_uid(), generate_uid()
         instance = Dataset()
         instance.file_meta = FileMetaDataset()
         instance.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -192,6 +201,35 @@ def hundred_associations(slices: list[Path], folder: Path) -> dict[str, Any]:
     return {"before_mib": before // 2**20, "at_most_mib": most // 2**20}
 
 
+def released_to_running(rounds: int, slices: list[Path], folder: Path) -> dict[str, float]:
+    """Seconds from an association's release, as the listener saw it, to the job that runs; completeness rule: released.
+
+    Whole platform; a study for each round, of a no-op pipeline.
+    """
+    times = []
+    with bench(dicom=True) as ground:
+        engine, now = ground.house.engine, datetime.now(UTC)
+        definition = chain(ground.folder, 1)
+        settings = {"pipeline-noop": str(definition), "timeout": "0"}
+        dicom_config.add_aetitle(
+            engine, AeTitle(name=CALLED, ae_title=CALLED, processor_settings=settings, created=now, updated=now)
+        )
+        config = ListenerConfigFile(Places.of(ground.house.settings).listener_config)
+        while CALLED not in config.current().aetitles:
+            time.sleep(0.05)
+        for number in range(rounds + 1):
+            known = {job.id for job in jobs.list_jobs(engine)}
+            send(ground.house.settings.dicom_port, slices[number * STUDY :][:STUDY], 1, folder / f"study-{number}")
+            while not (made := [job for job in jobs.list_jobs(engine) if job.id not in known and job.started]):
+                time.sleep(0.02)
+            closed = sa.select(sa.func.max(col(Association.closed)))
+            with statements(engine) as connection:
+                released = connection.execute(closed).scalar_one()
+            if number:  # the first one warms up
+                times.append((made[0].started - released).total_seconds())
+    return summary(times)
+
+
 def main(scale: Scale, results: Path) -> Path:
     """Measure and write the result."""
     smoke = scale.rounds == 1
@@ -222,8 +260,18 @@ def main(scale: Scale, results: Path) -> Path:
                 for theirs in ("storescp +B", "Orthanc")
                 if theirs in rates
             },
-            "aim": {"over storescp": {"1": 1.2, "4": 1.0}, "over Orthanc": 3, "memory_mib": 300},
+            "aim": {
+                "over storescp": {"1": 1.2, "4": 1.0},
+                "over Orthanc": 3,
+                "memory_mib": 300,
+                "released_to_running_s": 0.6,
+            },
         }
+        if shutil.which("storescu"):
+            studies = make_study(folder / "studies", STUDY * (2 * rounds + 2), as_studies=True)
+            for number in range(2 * rounds + 1):
+                (folder / f"study-{number}").mkdir()
+            figures["released_to_running"] = released_to_running(2 * rounds, studies, folder)
         if not smoke:
             figures["memory_with_100_associations"] = hundred_associations(slices, folder)
     return write(results, "dicom_speed", figures)
