@@ -32,8 +32,8 @@ def produced(sop_instance_uid: str) -> str:
     return sop_instance_uid.replace(RECEIVED, PRODUCED)
 
 
-def instance(study: str, *, series: str = "", **attributes: object) -> FileDataset:
-    """A CT slice of 8 x 8 pixels with a SOP Instance UID of its own."""
+def instance(study: str, *, series: str = "", side: int = 8, **attributes: object) -> FileDataset:
+    """A CT slice of side x side pixels with a SOP Instance UID of its own."""
     uid = new_uid(RECEIVED)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
@@ -42,11 +42,11 @@ def instance(study: str, *, series: str = "", **attributes: object) -> FileDatas
     made.SOPClassUID, made.SOPInstanceUID = CTImageStorage, uid
     made.StudyInstanceUID, made.SeriesInstanceUID = study, series or f"{SERIES}{study.removeprefix(STUDY)}"
     made.PatientName, made.PatientID, made.Modality = "Nobody", "NOBODY-1", "CT"
-    made.Rows = made.Columns = 8
+    made.Rows = made.Columns = side
     made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
     made.BitsAllocated = made.BitsStored = 8
     made.HighBit, made.PixelRepresentation = 7, 0
-    made.PixelData = os.urandom(64)
+    made.PixelData = os.urandom(side * side)
     made["PixelData"].VR = "OB"
     for keyword, value in attributes.items():
         setattr(made, keyword, value)

@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ AETITLE, DESTINATION = "SOAK", "PACS"
 MOST_AWAY = 8  # studies whose results have not all arrived; then the modalities wait
 PATIENCE_S = 5.0  # of a modality with an answer
 PAUSE_S = 0.3  # of a modality that was not answered
+SLOW_S = 0.03  # the most that the PACS takes for an answer
+SIDES = (8, 8, 32, 256, 700)  # pixels
+# Kills of these come while an instance is on its way, where that can be waited for.
+WHILE_SENDING = ("listener", "adapter", "backend", "postgres", "supervisor")
+WHILE_SENDING_S = 5.0
 
 
 def dicom_soak_settings(folder: Path, *, dicom_port: int, gateway_port: int, prefect_port: int) -> Settings:
@@ -82,12 +87,16 @@ class Ledger:
     """What modalities know of each instance, by SOP Instance UID. For any thread.
 
     content     digest of its data set. sent, answered: how often; the second counts answers 0x0000 only.
+    arrived     digests of what came as a result, by its UID; received: how many results in all.
+    studies     results that have not arrived, by study. under_way: instances and results on the wire now.
     """
 
     content: dict[str, str] = field(default_factory=dict)
     sent: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
-    arrived: set[str] = field(default_factory=set)
+    arrived: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    received: int = 0
+    under_way: int = 0
     studies: dict[str, set[str]] = field(default_factory=dict)
     refused: Counter[int] = field(default_factory=Counter)
 
@@ -98,10 +107,28 @@ class Ledger:
         """Studies whose results have not all arrived."""
         return len(self.studies)
 
-    def has_arrived(self, result: str) -> None:
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """While inside, something is on the wire."""
+        with self.changed:
+            self.under_way += 1
+            self.changed.notify_all()
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.under_way -= 1
+
+    def wait_for_sending(self, within_s: float) -> None:
+        """Until something is on the wire, or for so long."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.under_way, within_s)
+
+    def has_arrived(self, result: str, content: str) -> None:
         """A result is at the PACS."""
         with self.changed:
-            self.arrived.add(result)
+            self.arrived[result].add(content)
+            self.received += 1
             self.studies = {study: left - {result} for study, left in self.studies.items() if left - {result}}
             self.changed.notify_all()
 
@@ -133,7 +160,7 @@ class Modality(threading.Thread):
 
     def _send_study(self) -> None:
         uid = new_uid(STUDY)
-        made = [instance(uid) for _ in range(self.chance.randint(1, 5))]
+        made = [instance(uid, side=self.chance.choice(SIDES)) for _ in range(self.chance.randint(1, 8))]
         with self.ledger.changed:
             self.ledger.studies[uid] = {produced(one.SOPInstanceUID) for one in made}
             for one in made:
@@ -169,7 +196,8 @@ class Modality(threading.Thread):
         with self.ledger.changed:
             self.ledger.sent[uid] += 1
         try:
-            status: int | None = association.send_c_store(one).get("Status")
+            with self.ledger.sending():
+                status: int | None = association.send_c_store(one).get("Status")
         except (RuntimeError, ValueError):
             return None
         with self.ledger.changed:
@@ -206,6 +234,7 @@ class DicomSoak(Soak):
         self.machine = DicomMachine(self.settings)
         self.next_kinds = []
         self.ledger = Ledger()
+        self.slow = random.Random(self.seed)  # noqa: S311
         self.senders: list[Modality] = []
         self.stack = ExitStack()
 
@@ -225,8 +254,19 @@ class DicomSoak(Soak):
 
     def _keep(self, event: Any, number: int) -> int:
         del number
-        self.ledger.has_arrived(str(event.request.AffectedSOPInstanceUID))
+        self.pacs.received.clear()  # they are many
+        with self.ledger.sending():
+            content = _digest(event.request.DataSet.getvalue())
+            threading.Event().wait(self.slow.uniform(0, SLOW_S))
+            self.ledger.has_arrived(str(event.request.AffectedSOPInstanceUID), content)
         return 0
+
+    def kill(self, part: str) -> None:
+        """As every kill, where it hurts."""
+        if part in WHILE_SENDING:
+            self.ledger.wait_for_sending(WHILE_SENDING_S)
+            threading.Event().wait(self.chance.uniform(0, SLOW_S))
+        super().kill(part)
 
     def close(self) -> None:
         """Nobody sends, nothing is left."""
@@ -286,7 +326,7 @@ class DicomSoak(Soak):
         wrong += check_groups(facts)
         wrong += self._find_payloads(facts)
         wrong += self._find_deliveries(rows)
-        wrong += check_pacs(self.ledger, facts, self.pacs.received)
+        wrong += check_pacs(self.ledger, facts)
         wrong += [f"association {one.id} never ended" for one in open_associations]
         return wrong + find_spool(Places.of(self.settings).spool, self.settings.dicom_listeners or 1)
 
@@ -327,7 +367,7 @@ class DicomSoak(Soak):
         ledger, again = self.ledger, self.ledger.sent.total() - len(self.ledger.sent)
         return (
             f"{super().summary()}; {len(ledger.sent)} instances, {ledger.answered.total()} answered with success, "
-            f"{again} sent again, refused {dict(ledger.refused)}; {len(self.pacs.received)} results received, "
+            f"{again} sent again, refused {dict(ledger.refused)}; {ledger.received} results received, "
             f"{len(ledger.arrived)} different ones"
         )
 
@@ -373,20 +413,16 @@ def check_groups(facts: Facts) -> Violations:
     return wrong + [f"group {group_id} has no instance" for group_id in empty]
 
 
-def check_pacs(ledger: Ledger, facts: Facts, received: list[tuple[str, bytes]]) -> Violations:
+def check_pacs(ledger: Ledger, facts: Facts) -> Violations:
     """The results of all jobs that completed are there, each once by its UID and always the same; no others are."""
     jobs = {one.group_id: facts.rows.get(one.job_id) for one in facts.submissions}
     done = {group for group, job in jobs.items() if job is not None and job.status is JobStatus.HEALTHY}
     uids = {one.sop_instance_uid for one in facts.instances if not one.superseded and one.group_id in done}
-    contents: dict[str, set[bytes]] = defaultdict(set)
-    for uid, content in received:
-        contents[uid].add(content)
-    missing = {produced(uid) for uid in uids} - contents.keys()
-    others = contents.keys() - {produced(uid) for uid in ledger.content}
+    missing = {produced(uid) for uid in uids} - ledger.arrived.keys()
+    others = ledger.arrived.keys() - {produced(uid) for uid in ledger.content}
     wrong = [f"result {uid} never arrived" for uid in missing] + [f"{uid} is nobody's result" for uid in others]
-    return wrong + [
-        f"result {uid} came as {len(kinds)} different ones" for uid, kinds in contents.items() if len(kinds) > 1
-    ]
+    kinds = {uid: len(contents) for uid, contents in ledger.arrived.items()}
+    return wrong + [f"result {uid} came as {count} different ones" for uid, count in kinds.items() if count > 1]
 
 
 def find_spool(spool: Path, listeners: int) -> Violations:
