@@ -13,13 +13,13 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from clara_flow.errors import ClaraFlowError
+from clara_flow.services.doctor_dicom import check_dicom, check_gateway
+from clara_flow.services.findings import Finding, Findings, Level, size
 from clara_flow.settings import Settings
 
 TIME_LIMIT_S = 10.0  # for a check that hangs; all together take a second or two
@@ -30,31 +30,6 @@ SMALL_DISK_BYTES = 10 * 2**30
 FULL_DISK_BYTES = 2**30
 SMALL_SHM_BYTES = 64 * 2**20
 SLOW_FSYNC_S = 0.2
-
-
-class Level(StrEnum):
-    """How bad a finding is; a problem prevents the main job."""
-
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found.
-
-    text        what there is, with numbers.
-    remedy      what mends it; "" where nothing needs to be mended.
-    """
-
-    check: str
-    level: Level
-    text: str
-    remedy: str = ""
-
-
-Findings = Iterator[Finding]
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -200,7 +175,7 @@ def _try_writing(folder: Path) -> float:
 def _disk(settings: Settings, folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
     percent = 100 * usage.used / (usage.used + usage.free)
-    text = f"{_size(usage.free)} free, {percent:.0f} % used"
+    text = f"{size(usage.free)} free, {percent:.0f} % used"
     if usage.free < FULL_DISK_BYTES:
         return Finding("disk", Level.PROBLEM, text, "Make room, or set CLARA_FLOW_DATA_DIR to a larger disk.")
     if percent > settings.storage_limit_percent:
@@ -211,10 +186,6 @@ def _disk(settings: Settings, folder: Path) -> Finding:
     return Finding("disk", Level.OK, text)
 
 
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB" if size_bytes >= 2**30 else f"{size_bytes / 2**20:.0f} MiB"
-
-
 def check_shared_memory(settings: Settings) -> Findings:
     """Size of /dev/shm, where PostgreSQL keeps what its processes share."""
     remedy = f"Mount a tmpfs of at least 1 GiB at {SHARED_MEMORY}; for a container: docker run --shm-size=1g."
@@ -222,7 +193,7 @@ def check_shared_memory(settings: Settings) -> Findings:
         yield Finding("shared memory", Level.PROBLEM, f"{SHARED_MEMORY} is missing or not writable", remedy)
         return
     usage = shutil.disk_usage(SHARED_MEMORY)
-    text = f"{SHARED_MEMORY} has {_size(usage.total)}, {_size(usage.free)} free"
+    text = f"{SHARED_MEMORY} has {size(usage.total)}, {size(usage.free)} free"
     if usage.free < SMALL_SHM_BYTES:
         yield Finding("shared memory", Level.NOTE, text, remedy)
     else:
@@ -257,7 +228,7 @@ def check_docker(settings: Settings) -> Findings:
         return
     root = Path(info["DockerRootDir"])
     room = shutil.disk_usage(root).free if root.is_dir() else None
-    text = f"engine {info['ServerVersion']}" + (f", {_size(room)} free in {root}" if room is not None else "")
+    text = f"engine {info['ServerVersion']}" + (f", {size(room)} free in {root}" if room is not None else "")
     if room is not None and room < SMALL_DISK_BYTES:
         yield Finding("docker", Level.NOTE, text, "Operator images take some GiB: docker system prune makes room.")
     else:
@@ -323,7 +294,7 @@ def check_platform(settings: Settings) -> Findings:
             yield Finding("prefect", Level.OK, f"external: {server.address}")
     used = [] if server.is_external else [("prefect_port", Level.PROBLEM)]
     own = state.pid and f":{settings.prefect_port}/api" in state.prefect_api_url
-    for setting, level in [*used, ("gateway_port", Level.NOTE), ("dicom_port", Level.NOTE), ("grpc_port", Level.NOTE)]:
+    for setting, level in [*used, ("grpc_port", Level.NOTE)]:
         port = getattr(settings, setting)
         if setting == "prefect_port" and own:
             yield Finding(f"port {port}", Level.OK, "is our own Prefect server's")
@@ -357,6 +328,8 @@ CHECKS: dict[str, Callable[[Settings], Findings]] = {
     "shared memory": check_shared_memory,
     "postgresql": check_postgresql,
     "platform": check_platform,
+    "dicom": check_dicom,
+    "gateway": check_gateway,
     "docker": check_docker,
     "model": check_models,
 }

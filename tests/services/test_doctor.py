@@ -11,7 +11,8 @@ import pytest
 from platform_fixture import clara_flow, free_port
 
 from clara_flow.services import doctor
-from clara_flow.services.doctor import Finding, Level, examine
+from clara_flow.services.doctor import examine
+from clara_flow.services.findings import Finding, Findings, Level
 from clara_flow.settings import Settings, load_settings
 
 
@@ -76,7 +77,7 @@ def test_a_docker_engine_that_answers(settings: Settings, docker_engine: str) ->
 def test_a_check_that_hangs_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for_ever = threading.Event()
 
-    def hang(settings: Settings) -> doctor.Findings:
+    def hang(settings: Settings) -> Findings:
         for_ever.wait()
         yield Finding("disk", Level.OK, "at last")
 
