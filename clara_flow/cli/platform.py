@@ -51,6 +51,7 @@ def up(
 
 def _run_here(settings: Settings, console: Console) -> bool:
     """Supervise in this process until Ctrl-C or SIGTERM. Returns False when another process does already."""
+    from clara_flow.services.endings import on_end
     from clara_flow.services.supervisor import Supervisor
 
     was_up = False
@@ -64,8 +65,7 @@ def _run_here(settings: Settings, console: Console) -> bool:
             show_platform(console, state)
             console.print("Ctrl-C stops it.", highlight=False)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda _number, _frame: supervisor.stop.set())
+        on_end(supervisor.stop.set, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         ran = supervisor.run(on_up=say)
     if ran and not was_up:
         raise KeyboardInterrupt

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
-from types import FrameType
 
 from clara_flow.errors import ClaraFlowError, PlatformError
+from clara_flow.services.endings import on_end
 from clara_flow.settings import Settings
 
 BUSY = 75  # EX_TEMPFAIL of sysexits.h: another supervisor has the data folder
@@ -101,11 +101,7 @@ def main() -> int:
     except (EOFError, pickle.UnpicklingError):  # it died before it had written everything
         return 0
 
-    def end(number: int, frame: FrameType | None) -> None:
-        supervisor.stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    on_end(supervisor.stop.set)
     try:
         return 0 if supervisor.run() else BUSY
     except ClaraFlowError as error:

@@ -117,8 +117,7 @@ class OwnProcess(Service):
             remaining = self.processes(with_helpers=number == signal.SIGKILL)
             found = found or bool(remaining)
             for process in remaining:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
+                _signal(process.pid, number)
             deadline = time.monotonic() + STOP_GRACE_S
             while time.monotonic() < deadline and (self.pid is not None or self.processes(with_helpers=True)):
                 time.sleep(POLL_S)
@@ -130,3 +129,12 @@ class OwnProcess(Service):
                 log_path=str(self.log_path),
             )
         return found
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """To its whole process group; to a helper alone, since that belongs to a program that may be gone."""
+    with suppress(ProcessLookupError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import socket
 import threading
 import uuid
 from collections import Counter, defaultdict
@@ -175,6 +176,13 @@ class Modality(threading.Thread):
     def _send(self, made: list[Any]) -> set[str]:
         """Those that were answered with success on one association."""
         taken: set[str] = set()
+        with suppress(OSError):  # pynetdicom leaves the sockets of refused connections to the garbage collector
+            socket.create_connection(("127.0.0.1", self.port), PATIENCE_S).close()
+            taken = self._send_on(made)
+        return taken
+
+    def _send_on(self, made: list[Any]) -> set[str]:
+        taken: set[str] = set()
         association = associate(self.port, AETITLE, patience_s=PATIENCE_S)
         try:
             for one in made:
@@ -241,7 +249,8 @@ class DicomSoak(Soak):
     def begin(self) -> None:
         """Configure everything, then let the modalities send."""
         self.pacs = self.stack.enter_context(peers.scp(self._keep, classes=[CTImageStorage]))
-        definition = write_definition(self.folder / "soak.yaml", answering(), registering("answer", DESTINATION))
+        operators = answering(retries=2), registering("answer", DESTINATION) | {"retries": 2}  # they are killed, too
+        definition = write_definition(self.folder / "soak.yaml", *operators)
         dicom_config.add_source(self.engine, SourceNode(ae_title="MODALITY", host="127.0.0.1"))
         dicom_config.add_destination(
             self.engine, Destination(name=DESTINATION, ae_title="PEER", host="127.0.0.1", port=self.pacs.port)

@@ -16,9 +16,6 @@ import pytest
 from platform_fixture import free_port
 from soak.dicom_soak import DicomSoak, dicom_soak_settings
 
-# pynetdicom leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-
 ONCE_EACH = (
     "listener",
     "runner",

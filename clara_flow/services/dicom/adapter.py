@@ -31,6 +31,7 @@ from clara_flow.services.dicom.loops import Loop, Loops
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.spool import Spool
 from clara_flow.services.dicom_service import ADAPTER, LISTENER_PROGRAM
+from clara_flow.services.endings import on_end
 from clara_flow.services.results.cleanup import CleanUp
 from clara_flow.settings import Settings, load_settings
 
@@ -126,8 +127,7 @@ def main() -> int:
     """The exit status."""
     log_to_stderr()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_end(stop.set)
     try:
         adapt(load_settings(), stop)
     except ClaraFlowError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
 import socket
 import threading
 import time
@@ -28,6 +27,7 @@ from clara_flow.services.dicom.wire.options import ListenerOptions
 from clara_flow.services.dicom.wire.slots import Slot, Slots
 from clara_flow.services.dicom.wire.sources import HostNames
 from clara_flow.services.dicom.wire.tls import server_context
+from clara_flow.services.endings import on_end
 
 __all__ = ["Listener", "ListenerOptions", "run", "serve"]
 
@@ -45,12 +45,11 @@ def run(options: ListenerOptions) -> None:
     listener = Listener(options)
     stop = threading.Event()
 
-    def end(_number: int, _frame: object) -> None:
+    def end() -> None:
         stop.set()
         listener.wake()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    on_end(end)
     serve(listener, stop)
 
 
