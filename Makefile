@@ -36,6 +36,7 @@ docs: $(VENV)/.dev ## regenerate the generated reference pages
 	$(PYTHON) -m clara_flow.flows.definition.schema > docs/reference/pipeline-definition.schema.json
 	$(PYTHON) -m clara_flow.infra.images.reference > docs/reference/operators.md
 	$(PYTHON) -m clara_flow.settings > docs/reference/clara-flow.toml
+	$(PYTHON) -m clara_flow.services.dicom.conformance > docs/reference/dicom-conformance.md
 
 lock: $(VENV)/.dev ## resolve all dependencies again (versions and hashes, no index addresses)
 	$(PYTHON) -m pip install --quiet uv

@@ -53,12 +53,12 @@ _STATUSES: dict[int, Verdict] = {
     0xC122: Verdict(ItemState.POISON, "referenced SOP class not supported"),
     0xFE00: Verdict(ItemState.FAILED, "cancelled"),
 }
-_RANGES: dict[int, Verdict] = {  # by their first two digits, then by the first
+_RANGES: dict[int, Verdict] = {  # by their first two digits, or by the first followed by a zero
     0xA7: Verdict(ItemState.FAILED, "out of resources"),
     0xA9: Verdict(ItemState.POISON, "data set does not match its SOP class"),
-    0xA: Verdict(ItemState.FAILED, "refused"),
-    0xB: Verdict(ItemState.SENT, "warning"),
-    0xC: Verdict(ItemState.POISON, "cannot be understood"),
+    0xA0: Verdict(ItemState.FAILED, "refused"),
+    0xB0: Verdict(ItemState.SENT, "warning"),
+    0xC0: Verdict(ItemState.POISON, "cannot be understood"),
 }
 
 
@@ -68,7 +68,7 @@ def verdict_of(status: int) -> Verdict:
     >>> verdict_of(0xA700)
     Verdict(state=<ItemState.FAILED: 'FAILED'>, reason='0xA700 out of resources')
     """
-    known = _STATUSES.get(status) or _RANGES.get(status >> 8) or _RANGES.get(status >> 12)
+    known = _STATUSES.get(status) or _RANGES.get(status >> 8) or _RANGES.get(status >> 8 & 0xF0)
     known = known or Verdict(ItemState.FAILED, "unknown status")
     return known if status == 0 else Verdict(known.state, f"0x{status:04X} {known.reason}")
 

@@ -38,6 +38,8 @@ def test_examples(module: object) -> None:
         (0x0213, ItemState.FAILED),
         (0x0124, ItemState.FAILED),
         (0x4242, ItemState.FAILED),
+        (0x0B00, ItemState.FAILED),  # no warning: those begin with B
+        (0x0C00, ItemState.FAILED),
         (0xA900, ItemState.POISON),
         (0xA9FF, ItemState.POISON),
         (0xC000, ItemState.POISON),
