@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 BATCH_S = 0.5
 PATIENCE_S = 3.0
 LOG_LINES_LIMIT = 2000  # of one batch: what an operator says beyond that stands in its log file
+LOG_LINES_AT_ONCE = 250  # of one request: a busy server must get through with it in time
 EVENTS_LIMIT = 2000
 TASK_RUN = "prefect.task-run."
 HEARTBEAT = "prefect.flow-run.heartbeat"  # leases do what Prefect has heartbeats for
@@ -272,8 +273,8 @@ class HistoryRun:
             await self._send("/events", [told(event) for event in events])
         if lost:
             known.append(known[-1] | {"message": f"({lost} more lines: they are in the operator's log file)"})
-        if known:
-            await self._send("/logs/", known)
+        for first in range(0, len(known), LOG_LINES_AT_ONCE):
+            await self._send("/logs/", known[first : first + LOG_LINES_AT_ONCE])
         for artifact in artifacts:
             await self._send("/artifacts/", artifact.model_dump(mode="json", exclude_unset=True))
 

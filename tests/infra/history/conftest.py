@@ -32,7 +32,7 @@ def make_job(engine: sa.Engine) -> JobMaker:
 @pytest_asyncio.fixture
 async def history(prefect: OwnPrefect) -> AsyncIterator[RunHistory]:  # noqa: F811
     """A runner's history."""
-    history = RunHistory(prefect.api_url)
+    history = RunHistory(prefect.api_url, patience_s=30)  # a busy machine
     await history.open()
     yield history
     await history.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import psycopg
 import pytest
 from platform_fixture import free_port
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_fixture import OwnPrefect, prefect  # noqa: F401
 from pydantic import SecretStr, ValidationError
@@ -13,6 +16,13 @@ from clara_flow.blocks.dicom_node import DicomNode, find_secret
 from clara_flow.errors import ServiceError, SettingsError
 from clara_flow.services.dicom.credentials import authorization, secret_of
 from clara_flow.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_events_worker_of_ours_is_left() -> Iterator[None]:
+    """Blocks tell of their use by a worker that Prefect keeps for the process, with the server it began with."""
+    yield
+    EventsWorker.drain_all(timeout=10, at_exit=False)
 
 
 @pytest.fixture
