@@ -92,7 +92,7 @@ def send(study: Path, settings: Settings) -> None:
 
     A listener that does not know the AE title yet is asked again: it hears of it in a moment. Raises ServiceError.
     """
-    sender = _storescu if shutil.which("storescu") else _pynetdicom
+    sender = _storescu if dcmtk("storescu") else _pynetdicom
     for pause_s in (0.2, 0.4, 0.8, 1.6, 3.2, 0.0):
         reason = sender(study, settings)
         if not reason:
@@ -101,9 +101,31 @@ def send(study: Path, settings: Settings) -> None:
     raise ServiceError("the DICOM adapter", f"the study could not be sent: {reason}", remedy="Look into its log.")
 
 
+def dcmtk(program: str) -> str:
+    """Where this program of dcmtk is; "" where it is not.
+
+    pynetdicom has programs of the same names, which take other options, and puts them into the virtual environment.
+    It has no dcmdump: what lies beside that is dcmtk's.
+    """
+    mark = shutil.which("dcmdump")
+    found = Path(mark).with_name(program) if mark else None
+    return str(found) if found is not None and found.exists() else ""
+
+
 def _storescu(study: Path, settings: Settings) -> str:
     done = subprocess.run(
-        ["storescu", "-aet", SOURCE, "-aec", AE_TITLE, "+sd", "+r", settings.host, str(settings.dicom_port), study],  # noqa: S607
+        [
+            dcmtk("storescu"),
+            "-aet",
+            SOURCE,
+            "-aec",
+            AE_TITLE,
+            "+sd",
+            "+r",
+            settings.host,
+            str(settings.dicom_port),
+            study,
+        ],
         env={**os.environ, "TCP_NODELAY": "1"},  # dcmtk waits 40 ms for each answer without
         capture_output=True,
         text=True,

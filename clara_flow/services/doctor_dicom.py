@@ -9,9 +9,9 @@ from clara_flow.services.findings import Finding, Findings, Level, size
 from clara_flow.settings import Settings
 
 LOWEST_FREE_PORT = 1024  # of those that need no privilege, as Linux is delivered
-TOOLS = {  # programs -> what is done without them
-    ("echoscu", "storescu"): "clara-flow and its demo do without",
-    ("Orthanc",): "the demo brings a small PACS of its own",
+TOOLS = {  # what people call it -> a program that only it has, and what is done without
+    "dcmtk": ("dcmdump", "the demo sends without it"),  # pynetdicom has an echoscu and a storescu, too
+    "Orthanc": ("Orthanc", "the demo brings a small PACS of its own"),
 }
 REMEDY_TOOLS = "apt-get install dcmtk orthanc, to send and receive studies by hand."
 
@@ -91,8 +91,7 @@ def _spool(settings: Settings) -> Finding:
 
 
 def _tools() -> Finding:
-    lacks = {names: without for names, without in TOOLS.items() if not all(map(shutil.which, names))}
+    lacks = [f"no {name} ({without})" for name, (program, without) in TOOLS.items() if not shutil.which(program)]
     if lacks:
-        text = "; ".join(f"no {' and '.join(names)} ({without})" for names, without in lacks.items())
-        return Finding("dicom tools", Level.NOTE, text, REMEDY_TOOLS)
-    return Finding("dicom tools", Level.OK, ", ".join(name for names in TOOLS for name in names))
+        return Finding("dicom tools", Level.NOTE, "; ".join(lacks), REMEDY_TOOLS)
+    return Finding("dicom tools", Level.OK, ", ".join(TOOLS))
