@@ -13,7 +13,7 @@ import socket
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +60,11 @@ PATIENCE_S = 5.0  # of a modality with an answer
 PAUSE_S = 0.3  # of a modality that was not answered
 SLOW_S = 0.03  # the most that the PACS takes for an answer
 SIDES = (8, 8, 32, 256, 700)  # pixels
-# Kills of these come while an instance is on its way, where that can be waited for.
-WHILE_SENDING = ("listener", "adapter", "backend", "postgres", "supervisor")
+# Kills of these come while something is on the wire, where that can be waited for: instances, or their results, too.
+BOTH_WAYS = ("in", "out")
+WHILE_SENDING = {"listener": ("in",)} | dict.fromkeys(("adapter", "backend", "postgres", "supervisor"), BOTH_WAYS)
 WHILE_SENDING_S = 5.0
+HURRY_S = 0.01
 
 
 def dicom_soak_settings(folder: Path, *, dicom_port: int, gateway_port: int, prefect_port: int) -> Settings:
@@ -89,7 +91,7 @@ class Ledger:
 
     content     digest of its data set. sent, answered: how often; the second counts answers 0x0000 only.
     arrived     digests of what came as a result, by its UID; received: how many results in all.
-    studies     results that have not arrived, by study. under_way: instances and results on the wire now.
+    studies     results that have not arrived, by study. under_way: how many are on the wire now, in and out.
     """
 
     content: dict[str, str] = field(default_factory=dict)
@@ -97,7 +99,7 @@ class Ledger:
     answered: Counter[str] = field(default_factory=Counter)
     arrived: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     received: int = 0
-    under_way: int = 0
+    under_way: Counter[str] = field(default_factory=Counter)
     studies: dict[str, set[str]] = field(default_factory=dict)
     refused: Counter[int] = field(default_factory=Counter)
 
@@ -109,21 +111,21 @@ class Ledger:
         return len(self.studies)
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
+    def sending(self, way: str) -> Iterator[None]:
         """While inside, something is on the wire."""
         with self.changed:
-            self.under_way += 1
+            self.under_way[way] += 1
             self.changed.notify_all()
         try:
             yield
         finally:
             with self.changed:
-                self.under_way -= 1
+                self.under_way[way] -= 1
 
-    def wait_for_sending(self, within_s: float) -> None:
-        """Until something is on the wire, or for so long."""
+    def wait_for_sending(self, ways: Collection[str]) -> None:
+        """Until something is on the wire, within limits."""
         with self.changed:
-            self.changed.wait_for(lambda: self.under_way, within_s)
+            self.changed.wait_for(lambda: any(self.under_way[way] for way in ways), WHILE_SENDING_S)
 
     def has_arrived(self, result: str, content: str) -> None:
         """A result is at the PACS."""
@@ -204,7 +206,7 @@ class Modality(threading.Thread):
         with self.ledger.changed:
             self.ledger.sent[uid] += 1
         try:
-            with self.ledger.sending():
+            with self.ledger.sending("in"):
                 status: int | None = association.send_c_store(one).get("Status")
         except (RuntimeError, ValueError):
             return None
@@ -219,16 +221,30 @@ class Modality(threading.Thread):
 class DicomMachine(Machine):
     """Knows the processes that receive, send and answer, too."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
         super().__init__(settings)
+        self.ledger = ledger
+        self.delay = random.Random(0)  # noqa: S311
+        self.hit: set[str] = set()  # some take a while to die
         self.finders |= {
-            "listener": lambda: self._named("listener", dicom_service.LISTENER_PROGRAM),
-            "adapter": lambda: self._named("adapter", dicom_service.PROGRAM),
-            "gateway": lambda: self._named("gateway", gateway_service.PROGRAM),
+            "listener": lambda: self._programs("listener", dicom_service.LISTENER_PROGRAM),
+            "adapter": lambda: self._programs("adapter", dicom_service.PROGRAM),
+            "gateway": lambda: self._programs("gateway", gateway_service.PROGRAM),
         }
 
-    def _named(self, part: str, program: str) -> Iterator[Target]:
-        yield from self._programs(part, program)
+    def targets(self, part: str) -> list[Target]:
+        """Those that live now; of some parts, once something is on the wire."""
+        found = [target for target in super().targets(part) if target.name not in self.hit]
+        if found and part in WHILE_SENDING:
+            self.ledger.wait_for_sending(WHILE_SENDING[part])
+            threading.Event().wait(self.delay.uniform(0, HURRY_S))
+        return found
+
+    def kill_one(self, part: str, chance: random.Random) -> Target | None:
+        """Each once."""
+        target = super().kill_one(part, chance)
+        self.hit |= {target.name} if target else set()
+        return target
 
 
 @dataclass
@@ -239,9 +255,9 @@ class DicomSoak(Soak):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.machine = DicomMachine(self.settings)
         self.next_kinds = []
         self.ledger = Ledger()
+        self.machine = DicomMachine(self.settings, self.ledger)
         self.slow = random.Random(self.seed)  # noqa: S311
         self.senders: list[Modality] = []
         self.stack = ExitStack()
@@ -264,18 +280,11 @@ class DicomSoak(Soak):
     def _keep(self, event: Any, number: int) -> int:
         del number
         self.pacs.received.clear()  # they are many
-        with self.ledger.sending():
+        with self.ledger.sending("out"):
             content = _digest(event.request.DataSet.getvalue())
             threading.Event().wait(self.slow.uniform(0, SLOW_S))
             self.ledger.has_arrived(str(event.request.AffectedSOPInstanceUID), content)
         return 0
-
-    def kill(self, part: str) -> None:
-        """As every kill, where it hurts."""
-        if part in WHILE_SENDING:
-            self.ledger.wait_for_sending(WHILE_SENDING_S)
-            threading.Event().wait(self.chance.uniform(0, SLOW_S))
-        super().kill(part)
 
     def close(self) -> None:
         """Nobody sends, nothing is left."""
