@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from clara_flow.errors import SettingsError, StorageError
 from clara_flow.services.findings import Finding, Findings, Level, size
@@ -84,10 +85,18 @@ def _spool(settings: Settings) -> Finding:
         is_short = space.is_short()
     except StorageError as error:
         return Finding("spool", Level.PROBLEM, str(error), "Look at the disk of the data folder.")
+    if _device(Places.of(settings).spool) != _device(settings.data_dir / "payloads"):
+        text = "spool and payloads lie on different disks: what is received cannot become a payload (by hard links)"
+        return Finding("spool", Level.PROBLEM, text, "Mount one disk at the data folder, not at folders in it.")
     if is_short:
         remedy = "Make room, or change CLARA_FLOW_DICOM_WATERMARK_PERCENT and CLARA_FLOW_DICOM_RESERVE_MIB."
         return Finding("spool", Level.PROBLEM, f"{text}: instances are refused until there is more", remedy)
     return Finding("spool", Level.OK, text)
+
+
+def _device(folder: Path) -> int:
+    """Of the file system that it lies on, or will."""
+    return next(path for path in (folder, *folder.parents) if path.exists()).stat().st_dev
 
 
 def _tools() -> Finding:

@@ -12,7 +12,7 @@ import pytest
 from platform_fixture import clara_flow, free_port
 
 from clara_flow.records.owner import process_start
-from clara_flow.services import doctor
+from clara_flow.services import doctor, doctor_dicom
 from clara_flow.services.findings import Finding, Level
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
 from clara_flow.settings import Settings, load_settings
@@ -97,6 +97,13 @@ def test_a_disk_without_room_for_instances(settings: Settings) -> None:
     assert found.level is Level.PROBLEM
     assert "instances are refused" in found.text
     assert "CLARA_FLOW_DICOM_RESERVE_MIB" in found.remedy
+
+
+def test_a_spool_on_another_disk_is_a_problem(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_dicom, "_device", lambda folder: len(folder.name))
+    found = findings(settings)["spool"]
+    assert found.level is Level.PROBLEM
+    assert "different disks" in found.text
 
 
 def test_tls_without_a_certificate_is_a_problem(settings: Settings, tmp_path: Path) -> None:
