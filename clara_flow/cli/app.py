@@ -19,7 +19,7 @@ import typer.main
 # command -> (module, function or Typer object, one-line help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("clara_flow.cli.run", "run", "Run a pipeline on a folder of files."),
-    "demo": ("clara_flow.cli.demo", "demo", "Make a sample MR study and run brain extraction on it."),
+    "demo": ("clara_flow.cli.demo", "demo", "Send a sample MR study by DICOM; its result arrives at a demo PACS."),
     "queue": ("clara_flow.cli.queue", "queue", "Show what waits, for what, and for how long."),
     "cancel": ("clara_flow.cli.queue", "cancel", "End a job."),
     "gpu": ("clara_flow.cli.gpu", "app", "Show the pool's GPUs and who holds them; take them out of service."),

@@ -27,7 +27,9 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return when everything answers; it runs on.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Start the platform: PostgreSQL and the Prefect server. Ctrl-C stops it, unless it was detached.
+    """Start the platform: PostgreSQL, the Prefect server, the pool, the DICOM adapter and the gateway.
+
+    Ctrl-C stops it, unless it was detached.
 
     A platform that runs already is found, whoever started it. Exit status: 0 it runs, or ran until Ctrl-C; 2 a setting
     cannot be used; 4 a service cannot be started; 130 Ctrl-C while it started.

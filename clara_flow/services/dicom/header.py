@@ -26,6 +26,7 @@ RULE_ATTRIBUTES = (
     "InstanceNumber",
     "SeriesNumber",
     "ImageType",
+    "NumberOfStudyRelatedSeries",
     "NumberOfStudyRelatedInstances",
     "NumberOfSeriesRelatedInstances",
     "ImagesInAcquisition",
