@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian
 from services.dicom.spool.data_sets import (
     BIG_ENDIAN,
     DEFLATED,
