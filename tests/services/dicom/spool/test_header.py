@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
+from services.dicom.foreign_files import foreign_files
 from services.dicom.spool.data_sets import (
     BIG_ENDIAN,
     DEFLATED,
@@ -37,8 +38,6 @@ from clara_flow.services.dicom.header import RULE_ATTRIBUTES, HeaderScanner
 from clara_flow.services.dicom.header_elements import DEPTH_LIMIT, ELEMENT_LIMIT, VALUE_LIMIT
 from clara_flow.services.dicom.journal_entries import InstanceFacts
 from clara_flow.services.dicom.privacy import key_digest
-
-TEST_FILES = sorted((Path(pydicom.__file__).parent / "data" / "test_files").rglob("*.dcm"))
 
 
 def scanned(content: bytes, syntax: str, sizes: Iterator[int] | None = None) -> HeaderScanner:
@@ -83,6 +82,7 @@ def by_pydicom(content: bytes, syntax: str) -> tuple[InstanceFacts, bool]:
     return facts, "PatientID" in dataset
 
 
+@settings(deadline=None)
 @given(data_sets(), st.sampled_from(SYNTAXES), st.lists(st.integers(1, 3000), min_size=1, max_size=20))
 def test_it_says_what_pydicom_says(dataset: Dataset, syntax: str, sizes: list[int]) -> None:
     content = encoded(dataset, syntax)
@@ -102,8 +102,8 @@ def test_wherever_it_is_cut(syntax: str) -> None:
         assert (scanner.facts, scanner.has_patient_id) == expected, size
 
 
-@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.name)
-def test_files_of_pydicom(path: Path) -> None:
+@pytest.mark.parametrize("path", [file.path for file in foreign_files()], ids=lambda path: path.name)
+def test_foreign_files(path: Path) -> None:
     content = path.read_bytes()
     file = BytesIO(content)
     try:

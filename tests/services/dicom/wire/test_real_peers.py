@@ -18,10 +18,9 @@ from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 from services.dicom.wire.conftest import Listening
-from services.dicom.wire.scripted_peer import context, data_pdu, data_set, store_rq
+from services.dicom.wire.scripted_peer import context, data_set, store_rq
 
 from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig
-from clara_flow.services.dicom.wire.contexts import is_storage
 
 needs_dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="dcmtk is not installed")
 JPIP_HTJ2K_DEFLATED = "1.2.840.10008.1.2.4.205"  # pynetdicom sends it without deflating it
@@ -110,46 +109,6 @@ def test_pynetdicom_verifies(listening: Listening) -> None:
     association = ae.associate("127.0.0.1", listening.port, [build_context(Verification)], ae_title="BRAIN")
     assert association.send_c_echo().Status == 0
     association.release()
-
-
-def as_sent(content: bytes) -> tuple[str, str, str, bytes] | None:
-    """SOP class and instance, transfer syntax and data set of a file; None: its like is not sent over a network."""
-    if content[128:136] != b"DICM\2\0\0\0":
-        return None
-    try:
-        meta = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True).file_meta
-        sop_class, instance = str(meta.MediaStorageSOPClassUID), str(meta.MediaStorageSOPInstanceUID)
-        syntax = str(meta.TransferSyntaxUID)
-    except AttributeError:
-        return None
-    data = content[144 + int.from_bytes(content[140:144], "little") :]
-    return (sop_class, instance, syntax, data) if is_storage(sop_class) else None
-
-
-def test_all_test_files_of_pydicom_come_back_as_they_are_or_are_refused(listening: Listening) -> None:
-    """Their data sets as they lie in the files, sent without anybody looking at them."""
-    refused, expected = {}, []
-    for path in filter(Path.is_file, FILES):
-        sent = as_sent(path.read_bytes())
-        if sent is None:
-            continue
-        sop_class, instance, syntax, data = sent
-        with listening.peer() as peer:
-            peer.associate(context(1, sop_class, syntax))
-            pieces = [data[at : at + 100_000] for at in range(0, len(data), 100_000)]
-            peer.send(data_pdu(1, store_rq(sop_class, instance), command=True))
-            for number, piece in enumerate(pieces, start=1):
-                peer.send(data_pdu(1, piece, command=False, last=number == len(pieces)))
-            status = peer.read_status()
-            peer.release()
-        if status == 0:
-            expected.append(data)
-        else:
-            refused[path.name] = f"{status:04X}"
-    assert listening.data_sets() == expected
-    assert len(listening.files()) == len(expected) >= 100
-    assert set(refused.values()) <= {"A900", "C000", "0117"}, refused
-    assert len(refused) <= 15, refused
 
 
 def test_25_associations_to_five_ae_titles_at_once(listen: Callable[..., Listening], config: ListenerConfig) -> None:
