@@ -251,9 +251,8 @@ def show(console: Console, done: Done) -> None:
     for path in done.written:
         console.print(f"  {path}", markup=False, highlight=False, soft_wrap=True)
     for operator, delivery in done.outcome.deliveries.items():
-        count = len(delivery.get("files", ()))
         console.print(
-            f"Registered by {operator}: {count} file(s) for agent {delivery.get('agent')}",
+            f"Registered by {operator}: {len(delivery['uris'])} file(s) for agent {delivery['agent']}",
             markup=False,
             highlight=False,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.models import Job, JobOperator
 from clara_flow.records.payload_store import PayloadFolder
 from clara_flow.records.state_machine import JobState, JobStatus, OperatorStatus
+from clara_flow.tasks.register_results import FACT
 
 POLL_S = 2.0  # a lost notice costs no more
 LOOK_S = 0.1  # operators' news are told together when they come quicker than people read
@@ -37,7 +37,8 @@ class JobOutcome:
     """A job that is over.
 
     results      result folders of operators that completed.
-    deliveries   what was registered for delivery: the records that Register Results wrote, by operator.
+    deliveries   what was registered for delivery, by operator (agent, parameters, uris): in this run or in one that it
+                 took the operator over from.
     """
 
     job: Job
@@ -141,9 +142,9 @@ def outcome(house: House, job: Job, rows: list[JobOperator]) -> JobOutcome:
     ]
     deliveries = {}
     for name in sorted(completed & sinks):
-        record = folder.report_folder(name) / "delivery.json"
-        if record.is_file():
-            deliveries[name] = json.loads(record.read_text(encoding="utf-8"))
+        sealed = folder.sealed(name)
+        if sealed is not None and (record := sealed.facts.get(FACT)) is not None:
+            deliveries[name] = record
     return JobOutcome(
         job=job,
         plan=plan,

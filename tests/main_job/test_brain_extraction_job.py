@@ -96,7 +96,7 @@ def test_every_operator_completes_and_the_results_are_there(process_run: Ran) ->
     )
     delivery = process_run.outcome["deliveries"]["export"]
     assert delivery["agent"] == "ClaraSCU"
-    assert delivery["uris"] == [f"/operators/seg-writer/dicom/{process_run.seg.name}"]
+    assert delivery["uris"] == [f"operators/seg-writer/dicom/{process_run.seg.name}"]
 
 
 def test_the_seg_covers_exactly_the_masks_voxels(process_run: Ran, study: Path) -> None:

@@ -89,8 +89,10 @@ def written(tmp_path, mask, name, *, options=OPTIONS, study="study", **kwargs):
     masks.mkdir(exist_ok=True)
     write_volume(masks / name, mask)
     found = read_study(tmp_path / study)
-    facts = write_seg(masks / name, found, tmp_path / "seg.dcm", hints=read_hints([masks]), options=options, **kwargs)
-    return facts, hd.seg.segread(tmp_path / "seg.dcm")
+    place = tmp_path / "seg"
+    place.mkdir(exist_ok=True)
+    facts = write_seg(masks / name, found, place, hints=read_hints([masks]), options=options, **kwargs)
+    return facts, hd.seg.segread(facts.path)
 
 
 def voxels_of(seg, mask):
@@ -396,7 +398,7 @@ def test_an_empty_mask_fails_and_names_the_remedy(tmp_path):
     uid = write_series(tmp_path / "study", volume, series_uid())
     with pytest.raises(MaskUnusable, match=r"nothing was segmented.*NVIDIA_SEG_ALLOW_EMPTY=true"):
         written(tmp_path, volume, f"{uid}.mhd")
-    assert not (tmp_path / "seg.dcm").exists()
+    assert not list((tmp_path / "seg").iterdir())
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -698,10 +700,11 @@ class Stage:
         for path in (self.masks, self.study, self.output):
             path.mkdir()
         self.manifest = folder / "manifest.json"
+        self.job_id = "6f1c2b1e-7a53-4f0e-9a5e-0a4b6a0a9f11"
 
     def run(self, *, command=(sys.executable, "-m", "clara_flow.operators.dicom_seg_writer"), **variables):
         document = {
-            "job_id": "6f1c2b1e-7a53-4f0e-9a5e-0a4b6a0a9f11",
+            "job_id": self.job_id,
             "stage": "seg-writer",
             "inputs": [
                 {"name": "segmentation", "from": "brain", "path": str(self.masks)},
@@ -735,17 +738,36 @@ def test_the_operator_writes_reports_and_keeps_the_patient_out_of_its_log(stage)
     write_volume(stage.masks / f"{uid}.mhd", blobs(volume))
     done = stage.run(NVIDIA_SEG_LABELS=r"[\"Brain\"]")
     assert done.returncode == 0, done.stdout
-    seg = hd.seg.segread(stage.output / f"{uid}.dcm")
+    (path,) = stage.output.iterdir()
+    seg = hd.seg.segread(path)
+    assert path.name == f"{seg.SOPInstanceUID}.dcm"
     assert seg.SegmentSequence[0].SegmentLabel == "Brain"
     assert seg.SegmentSequence[0].SegmentAlgorithmName == "brain"  # the operator that made the mask
     report = json.loads((stage.report / "metrics.json").read_text())
     assert report["masks"] == 1
     assert set(report["segmentations"][0]["millilitres"]) == {"Brain"}
-    for secret in ("Secret", "long ago", uid, "PHANTOM"):
+    for secret in ("Secret", "long ago", uid, "PHANTOM", seg.SOPInstanceUID):
         assert secret not in done.stdout + done.stderr
-    first = (stage.output / f"{uid}.dcm").read_bytes()
+    first = path.read_bytes()
     assert stage.run(NVIDIA_SEG_LABELS=r"[\"Brain\"]").returncode == 0
-    assert (stage.output / f"{uid}.dcm").read_bytes() == first
+    assert [path.read_bytes() for path in stage.output.iterdir()] == [first]
+
+
+def test_the_job_that_the_platform_tells_makes_the_uids(stage):
+    """The same job run again writes the same file; another job on the same study one more, in another series."""
+    volume = grid()
+    uid = write_series(stage.study, volume, series_uid())
+    write_volume(stage.masks / f"{uid}.mhd", blobs(volume))
+    other = "0d1c2b1e-7a53-4f0e-9a5e-0a4b6a0a9f12"
+    for job_id in (stage.job_id, stage.job_id, other):
+        stage.job_id = job_id
+        assert stage.run().returncode == 0
+    first, second = (pydicom.dcmread(path) for path in stage.output.iterdir())
+    assert first.SOPInstanceUID != second.SOPInstanceUID
+    assert first.SeriesInstanceUID != second.SeriesInstanceUID
+    assert first.StudyInstanceUID == second.StudyInstanceUID
+    assert first.SeriesDescription == second.SeriesDescription == "T1 mprage - AI"
+    assert first.SeriesNumber == second.SeriesNumber > 3  # beyond those of the study
 
 
 def test_one_bad_mask_fails_the_operator_and_the_others_are_written(stage):
@@ -756,7 +778,7 @@ def test_one_bad_mask_fails_the_operator_and_the_others_are_written(stage):
     done = stage.run()
     assert done.returncode == 1
     assert "mask 1 of 2 gives no segmentation: the mask is empty" in done.stdout
-    assert [path.name for path in stage.output.iterdir()] == [f"{uid}-2.dcm"]
+    assert [pydicom.dcmread(path).InstanceNumber for path in stage.output.iterdir()] == [2]
     assert "Traceback" not in done.stdout
 
 

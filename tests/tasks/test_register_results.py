@@ -11,11 +11,14 @@ import sqlalchemy as sa
 from job_fixture import Bench
 from tiny.pipelines import scripted
 
+from clara_flow.deployments.trigger import House
+from clara_flow.deployments.watch import outcome
 from clara_flow.errors import ServiceError
 from clara_flow.infra.images.catalog import Catalog, installed
 from clara_flow.records import deliveries, jobs
 from clara_flow.records.dicom_models import Delivery, DeliveryState
 from clara_flow.records.state_machine import JobEvent, OperatorPhase
+from clara_flow.settings import load_settings
 from clara_flow.tasks import register_results, run_operator
 from clara_flow.tasks.job_context import ABANDONED, JobContext
 
@@ -156,6 +159,17 @@ async def test_a_job_that_takes_it_over_registers_for_itself(bench: Bench) -> No
     assert {first.payload_id, second.payload_id} == {str(later.job.payload_id)}
     assert all((later.payload.path / uri).is_file() for uri in first.uris)
     assert {task.id for task in tasks_of(earlier)}.isdisjoint({first.id, second.id})
+
+    settings = load_settings(data_dir=bench.source.parent)  # where the bench's payloads are
+    house = House(settings=settings, engine=bench.engine, catalog=later.catalog)
+    rows = jobs.list_operators(bench.engine, later.job.id)
+    assert outcome(house, later.job, rows).deliveries == {
+        "r": {
+            "agent": "ClaraSCU",
+            "parameters": '["PACS", "ARCHIVE"]',
+            "uris": ["operators/a/one.txt", "input/one.txt"],
+        }
+    }
 
 
 async def test_a_runner_that_lost_its_job_registers_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

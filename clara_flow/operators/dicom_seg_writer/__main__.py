@@ -1,4 +1,4 @@
-"""Operator: every mask becomes one DICOM Segmentation object, `<name of the mask>.dcm`.
+"""Operator: every mask becomes one DICOM Segmentation object, `<its SOP Instance UID>.dcm`.
 
     python -m clara_flow.operators.dicom_seg_writer
 
@@ -13,7 +13,7 @@ import os
 import warnings
 from pathlib import Path
 
-from clara_flow.operators.dicom_seg_writer.matching import NoSource, read_hints, stem
+from clara_flow.operators.dicom_seg_writer.matching import NoSource, read_hints
 from clara_flow.operators.dicom_seg_writer.segments import SegmentNamesError, segment_names
 from clara_flow.operators.dicom_seg_writer.source import read_study
 from clara_flow.operators.dicom_seg_writer.writer import MaskUnusable, SegFacts, SegOptions, write_seg
@@ -44,9 +44,7 @@ def execute(driver: Driver, payload: Payload) -> bool:
     facts: list[SegFacts] = []
     for number, path in enumerate(masks, start=1):
         try:
-            written = write_seg(
-                path, study, output_dir / f"{stem(path.name)}.dcm", hints=hints, options=options, instance_number=number
-            )
+            written = write_seg(path, study, output_dir, hints=hints, options=options, instance_number=number)
         except (MaskUnusable, NoSource, VolumeFileError, GeometryError) as problem:
             log.error(f"mask {number} of {len(masks)} gives no segmentation: {problem}")
             continue

@@ -94,15 +94,16 @@ class SegFacts:
 
 
 def write_seg(
-    mask_path: Path, study: Study, output_path: Path, *, hints: Hints, options: SegOptions, instance_number: int = 1
+    mask_path: Path, study: Study, output_dir: Path, *, hints: Hints, options: SegOptions, instance_number: int = 1
 ) -> SegFacts:
-    """Write the segmentation of one mask as a Part 10 file: BINARY, one segment per label, without empty frames.
+    """Write the segmentation of one mask, `<its SOP Instance UID>.dcm`: BINARY, one segment per label, no empty frames.
 
     mask_path           volume file with whole numbers, 0 = nothing; any orientation of storage.
     instance_number     unique among the objects of this job and stage that have the same source series.
 
     The same mask, source, options and time give the same bytes; SOP Instance UID depends on mask, source, job and
-    stage, Series Instance UID on source, job and stage. The file is there whole or not at all.
+    stage, Series Instance UID on source, job and stage: whoever does the same job again makes the same instance, and
+    another job on the same study makes another one (PS3.3 A.51). The file is there whole or not at all.
     Raises MaskUnusable, matching.NoSource, VolumeFileError, GeometryError, OSError.
     """
     mask = _labels_only(read_volume(mask_path))
@@ -125,6 +126,7 @@ def write_seg(
         item.DimensionOrganizationUID = dimension_uid
     content = io.BytesIO()
     seg.save_as(content, enforce_file_format=True)
+    output_path = output_dir / f"{instance_uid}.dcm"
     replace_file(output_path, content.getvalue())
     return SegFacts(
         output_path,
