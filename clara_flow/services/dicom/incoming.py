@@ -11,9 +11,11 @@ from types import TracebackType
 from uuid import UUID
 
 from clara_flow.errors import InvalidTransition
-from clara_flow.records.durable import naming_storage_problems, sync
-from clara_flow.services.dicom.journal import JournalDoubtful, JournalWriter
+from clara_flow.records.durable import begin_to_sync, naming_storage_problems, sync
+from clara_flow.services.dicom.journal import INSTANCES, JournalDoubtful, JournalWriter
 from clara_flow.services.dicom.journal_entries import InstanceFacts, Stored, now, to_line
+
+EARLY_SYNC_BYTES = 128 * 1024  # the disk is given so much at once while more is arriving
 
 
 class AssociationFolder:
@@ -27,28 +29,36 @@ class AssociationFolder:
         self.is_closed = False
         self._numbers = count(1)
         self._making = threading.Lock()
-        self._is_made = False
+        self._descriptor = -1  # of the folder, from its first file on
 
-    def new_file(self) -> tuple[Path, int]:
-        """An empty one, and its descriptor. Raises StorageError."""
-        path = self.folder / f"{next(self._numbers)}.dcm"
+    def new_file(self) -> tuple[str, int]:
+        """Name and descriptor of an empty one. Raises StorageError."""
+        name = f"{next(self._numbers)}.dcm"
         with naming_storage_problems(self.folder.parent):
             self._make()
-            return path, os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640)
+            return name, os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640, dir_fd=self._descriptor)
+
+    def sync(self) -> None:
+        """Make the names of its files durable. Raises OSError."""
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
         """No instance more; a folder without any goes."""
         self.is_closed = True
+        with self._making:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
         with suppress(OSError):
             self.folder.rmdir()
 
     def _make(self) -> None:
         with self._making:
-            if not self._is_made:
+            if self._descriptor < 0:
                 self.folder.mkdir(exist_ok=True)
                 if self.fsync:
                     sync(self.folder.parent)
-                self._is_made = True
+                self._descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 class Incoming:
@@ -59,17 +69,23 @@ class Incoming:
 
     def __init__(self, home: AssociationFolder) -> None:
         self._home = home
-        self._path, self._descriptor = home.new_file()
+        self._name, self._descriptor = home.new_file()
+        self._given = 0  # bytes that the disk has begun with
         self.size = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """The next bytes of the file."""
-        view = memoryview(data)
-        with naming_storage_problems(self._home.folder):
-            while view.nbytes:
-                written = os.write(self._descriptor, view)
-                self.size += written
-                view = view[written:]
+        try:
+            written = os.write(self._descriptor, data)
+            while written < len(data):
+                written += os.write(self._descriptor, memoryview(data)[written:])
+        except OSError:
+            with naming_storage_problems(self._home.folder):
+                raise
+        self.size += written
+        if self._home.fsync and self.size - self._given >= EARLY_SYNC_BYTES:
+            begin_to_sync(self._descriptor, self._given, self.size - self._given)
+            self._given = self.size
 
     def commit(self, facts: InstanceFacts) -> None:
         """Return when the whole file and its line in the journal are durable.
@@ -83,7 +99,7 @@ class Incoming:
             with naming_storage_problems(home.folder):
                 if home.fsync:
                     os.fdatasync(self._descriptor)
-                    sync(home.folder)  # the file's name
+                    home.sync()
             home.journal.append(to_line(self._stored(facts)))
         except JournalDoubtful:  # who finds the line must find the file
             self._close()
@@ -98,7 +114,7 @@ class Incoming:
         if self._descriptor >= 0:
             self._close()
             with suppress(OSError):  # a file without a line is swept some day
-                self._path.unlink()
+                (self._home.folder / self._name).unlink()
 
     def __enter__(self) -> Incoming:
         return self
@@ -113,11 +129,10 @@ class Incoming:
         self._descriptor = -1
 
     def _stored(self, facts: InstanceFacts) -> Stored:
-        root = self._home.folder.parent.parent
         return Stored(
             association=self._home.association,
             at=now(),
-            path=self._path.relative_to(root).as_posix(),
+            path=f"{INSTANCES}/{self._home.association}/{self._name}",
             size=self.size,
             sop_class=facts.sop_class,
             sop_instance=facts.sop_instance,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -28,10 +29,17 @@ def end_with_parent() -> None:
         sys.exit(0)
 
 
+def take_all_descriptors() -> None:
+    """Raise the soft limit on open files, 1024 on most systems, to the hard one: each association holds three."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> int:
     """The exit status."""
     log_to_stderr()
     end_with_parent()
+    take_all_descriptors()
     settings = load_settings()
     try:
         options = listener.ListenerOptions.of(

@@ -6,6 +6,7 @@ standard says are to be skipped, and at AE titles that are blank or not ASCII, w
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ FIXED = struct.Struct(">HH16s16s32s")  # protocol version, reserved, called, cal
 ITEM = struct.Struct(">BxH")
 MAXIMUM_CONTEXTS = 128
 MAXIMUM_UID = 64
+UID_CHARACTERS = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 APPLICATION_CONTEXT_ITEM = 0x10
 CONTEXT_RQ_ITEM = 0x20
@@ -159,7 +161,7 @@ def encode_accept(
 
 def is_uid(text: str) -> bool:
     """Whether these are the characters and the length of a UID (PS3.5 section 9.1); leading zeros are forgiven."""
-    return 0 < len(text) <= MAXIMUM_UID and all(part.isascii() and part.isdigit() for part in text.split("."))
+    return len(text) <= MAXIMUM_UID and UID_CHARACTERS.fullmatch(text) is not None
 
 
 def _context(value: bytes) -> ProposedContext:
