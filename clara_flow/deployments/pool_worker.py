@@ -49,9 +49,12 @@ async def keep_registered(settings: Settings) -> None:
     """Give every pipeline a deployment, so that it can be seen and run in the Prefect UI: the bundled ones too."""
     engine = connect(records_url(settings), pool_size=1)
     try:
-        await asyncio.to_thread(record_bundled, settings, engine)
+        is_recorded = False
         while True:
             try:
+                if not is_recorded:
+                    await asyncio.to_thread(record_bundled, settings, engine)
+                    is_recorded = True
                 await asyncio.to_thread(register_new, settings, engine)
             except ClaraFlowError as error:  # Prefect or the database is away
                 log.debug("pipelines are registered later: %s", error)

@@ -1,7 +1,7 @@
 """Delivery tasks: what agents take, report on, and what people do about those that failed.
 
 Each function is one transaction around the pure state machine of `delivery_states`. A task that was handed out is
-leased: its `lease` fences, so that an agent whose lease expired can neither report nor note anything once another has
+leased: its `lease` fences, so that an agent whose lease ended can neither report nor note anything once another has
 the task. Whoever reports without a lease (Clara's own agents know none) is believed, as Clara's service believes them.
 
 What agents call may be repeated (`database.persistently`): the same report told twice is one report.
@@ -10,7 +10,7 @@ What agents call may be repeated (`database.persistently`): the same report told
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -39,6 +39,7 @@ from clara_flow.records.delivery_states import DeliveryEvent, advance_item, retr
 from clara_flow.records.delivery_steps import CHANNEL
 from clara_flow.records.dicom_models import Delivery, DeliveryItem, DeliveryState, ItemState
 from clara_flow.records.models import Payload
+from clara_flow.records.owner import Owner
 from clara_flow.records.transitions import storable
 
 __all__ = [
@@ -78,13 +79,21 @@ class ItemNews:
     sop_instance_uid: str = ""
 
 
-def take(engine: sa.Engine, agent: str, size: int, lease_s: float, destination: str | None = None) -> list[Delivery]:
+def take(
+    engine: sa.Engine,
+    agent: str,
+    size: int,
+    lease_s: float,
+    destination: str | None = None,
+    owner: Owner | None = None,
+) -> list[Delivery]:
     """Hand out at most `size` tasks that wait for `agent` (in any case of its letters), the oldest first.
 
     No two callers ever get one task. Each is leased for `lease_s` seconds (`Delivery.lease`); a task whose lease
     expired is handed out again.
 
     destination     only those for it, in any case; "": those for none. None: all.
+    owner           the agent's process, where it is known: once it is gone, `expire` does not wait for the lease.
     """
     with transaction(engine) as session:
         now = steps.clock(session)
@@ -99,7 +108,7 @@ def take(engine: sa.Engine, agent: str, size: int, lease_s: float, destination: 
         query = query.order_by(col(Delivery.created), col(Delivery.id)).limit(size)
         rows = list(session.exec(query.with_for_update(skip_locked=True)))
         for row in rows:
-            steps.change(row, DeliveryEvent.HAND_OUT, now, lease_expires=now + timedelta(seconds=lease_s))
+            steps.change(row, DeliveryEvent.HAND_OUT, now, lease_expires=now + timedelta(seconds=lease_s), owner=owner)
         return rows
 
 
@@ -112,10 +121,14 @@ def renew(engine: sa.Engine, delivery_id: uuid.UUID, lease: uuid.UUID, lease_s: 
         row.lease_expires = steps.clock(session) + timedelta(seconds=lease_s)
 
 
-def expire(engine: sa.Engine) -> int:
-    """Put back every task whose lease has expired; `take` does that too. Returns how many there were."""
+def expire(engine: sa.Engine, is_alive: Callable[[Owner], bool] = Owner.is_alive) -> int:
+    """Put back every task whose lease has expired (`take` does that too), and those of processes that are gone.
+
+    Returns how many there were.
+    """
     with transaction(engine) as session:
-        return len(steps.expire(session, steps.clock(session)))
+        now = steps.clock(session)
+        return len(steps.expire(session, now)) + len(steps.bereave(session, now, is_alive))
 
 
 def succeed(engine: sa.Engine, delivery_id: uuid.UUID, lease: uuid.UUID | None = None) -> Delivery:

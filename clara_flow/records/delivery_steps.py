@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -11,6 +13,7 @@ from sqlmodel import Session, col, select
 from clara_flow.errors import NotFound, StaleOwner
 from clara_flow.records.delivery_states import DeliveryEvent, Standing, advance
 from clara_flow.records.dicom_models import Delivery, DeliveryState
+from clara_flow.records.owner import Owner
 from clara_flow.records.transitions import announce
 
 CHANNEL = "clara_flow_deliveries"  # {"delivery", "agent", "destination"}: it waits for its agent now
@@ -37,10 +40,17 @@ def standing_of(row: Delivery) -> Standing:
     return Standing(row.state, row.retries, owed, row.discarded)
 
 
-def change(row: Delivery, event: DeliveryEvent, now: datetime, *, lease_expires: datetime | None = None) -> bool:
+def change(
+    row: Delivery,
+    event: DeliveryEvent,
+    now: datetime,
+    *,
+    lease_expires: datetime | None = None,
+    owner: Owner | None = None,
+) -> bool:
     """Take one step of a locked task; whether anything changed. Raises Conflict.
 
-    lease_expires   where it is handed out.
+    lease_expires, owner    where it is handed out.
     """
     before = standing_of(row)
     after = advance(before, event, task=str(row.id))
@@ -52,6 +62,9 @@ def change(row: Delivery, event: DeliveryEvent, now: datetime, *, lease_expires:
     else:
         row.lease = None
         row.lease_expires = row.lease_expires if after.owed else None
+    row.owner_host, row.owner_pid, row.owner_process_start = (
+        (owner.host, owner.pid, owner.process_start) if owner is not None else (None, None, None)
+    )
     row.ended = (row.ended or now) if after.state in FINAL else None
     row.updated = now
     return True
@@ -82,14 +95,26 @@ def stale(row: Delivery) -> StaleOwner:
 
 def expire(session: Session, now: datetime) -> list[Delivery]:
     """Put back every task whose agent said nothing for the time of its lease."""
-    query = (
-        select(Delivery)
-        .where(col(Delivery.state) == DeliveryState.IN_PROGRESS, col(Delivery.lease_expires) < now)
-        .with_for_update(skip_locked=True)
-    )
-    rows = list(session.exec(query))
+    silent = _in_progress(session, col(Delivery.lease_expires) < now)
+    _put_back(session, silent, now, "its agent said nothing for the time of its lease")
+    return silent
+
+
+def bereave(session: Session, now: datetime, is_alive: Callable[[Owner], bool]) -> list[Delivery]:
+    """Put back every task whose agent was a process of this machine that is gone: nobody will report on it."""
+    here = _in_progress(session, col(Delivery.owner_host) == socket.gethostname())
+    orphans = [row for row in here if row.owner is not None and not is_alive(row.owner)]
+    _put_back(session, orphans, now, "the process that worked at it is gone")
+    return orphans
+
+
+def _in_progress(session: Session, which: sa.ColumnElement[bool]) -> list[Delivery]:
+    query = select(Delivery).where(col(Delivery.state) == DeliveryState.IN_PROGRESS, which)
+    return list(session.exec(query.with_for_update(skip_locked=True)))
+
+
+def _put_back(session: Session, rows: Sequence[Delivery], now: datetime, reason: str) -> None:
     for row in rows:
         change(row, DeliveryEvent.EXPIRE, now)
-        row.message = row.message or "its agent said nothing for the time of its lease"
+        row.message = row.message or reason
     offer(session, *rows)
-    return rows

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import Session, col, select
 
 from clara_flow.records.dicom_lines import (
@@ -118,7 +119,7 @@ class Intake:
         newest = (
             sa.select(col(Group.id))
             .where(col(Group.key_digest).in_({key for _, key in keys}), col(Group.state) != GroupState.DISCARDED)
-            .distinct(col(Group.aetitle), col(Group.key_digest))
+            .ext(distinct_on(col(Group.aetitle), col(Group.key_digest)))
             .order_by(
                 col(Group.aetitle),
                 col(Group.key_digest),

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field
 
 from clara_flow.records.models import Record, counted, flag, moment, words
+from clara_flow.records.owner import Owner
 
 
 class GroupState(StrEnum):
@@ -297,6 +298,7 @@ class Delivery(Record, table=True):
     uris            names of files relative to the payload's folder.
     parameters      JSON text, as registered; destination: the one in it, where the agent is ours.
     retries         how often it failed and was put back. lease, lease_expires: who works at it, and until when.
+    owner_*         the process that does, where its agent told.
     not_before      of the next attempt.
     """
 
@@ -320,12 +322,22 @@ class Delivery(Record, table=True):
     retries: int = counted()
     lease: uuid.UUID | None = None
     lease_expires: datetime | None = moment()
+    owner_host: str | None = Field(default=None, sa_type=sa.Text)
+    owner_pid: int | None = None
+    owner_process_start: str | None = Field(default=None, sa_type=sa.Text)
     not_before: datetime | None = moment()
     message: str = text()
     discarded: bool = flag()
     created: datetime = moment(nullable=False)
     updated: datetime = moment(nullable=False)
     ended: datetime | None = moment(index=True)
+
+    @property
+    def owner(self) -> Owner | None:
+        """The process that works at it; None where nobody does, or it did not tell."""
+        if self.lease is None or self.owner_host is None or self.owner_pid is None:
+            return None
+        return Owner(self.owner_host, self.owner_pid, self.owner_process_start or "", self.lease)
 
 
 class DeliveryItem(Record, table=True):

@@ -96,6 +96,20 @@ def requeue_job(
         return change(session, job, JobEvent.CANCEL if job.cancel_requested else JobEvent.REQUEUE, messages=[reason])
 
 
+def runner_crashed(
+    engine: sa.Engine, job_id: uuid.UUID, *, node: str, reason: str, most_requeues: int = MOST_REQUEUES
+) -> Job:
+    """The runner on `node` that was given a job ended before it had begun it: that counts like a job's lost runner.
+
+    So a job that no runner survives ends FAULTED. Nothing happens to one that was begun, or is not there any more.
+    """
+    with transaction(engine) as session:
+        job = locked(session, job_id)
+        if job.phase is not JobPhase.QUEUED or job.node != node:
+            return job
+        return lose(session, job, reason, most_requeues, counts=True)
+
+
 def requeue_orphans(
     engine: sa.Engine,
     is_alive: Callable[[Owner], bool] = Owner.is_alive,
@@ -142,14 +156,15 @@ def is_orphan(job: Job, silent: Collection[str], is_alive: Callable[[Owner], boo
     return owner.host != socket.gethostname() and job.node in silent
 
 
-def lose(session: Session, job: Job, reason: str, most_requeues: int) -> Job:
-    """Take a locked job from a runner that is gone."""
+def lose(session: Session, job: Job, reason: str, most_requeues: int, *, counts: bool = False) -> Job:
+    """Take a locked job from a runner that is gone. counts: also where it had not begun it."""
+    counts = counts or job.phase is JobPhase.RUNNING
     if job.phase is JobPhase.RUNNING and job.cancel_requested is not None:
         return change(session, job, JobEvent.CANCEL, messages=[reason])
     if job.phase is JobPhase.RUNNING and job.on_restart is OnRestart.EVICT:
         return change(session, job, JobEvent.EVICT, messages=[reason])
-    if job.phase is JobPhase.RUNNING and job.losses >= most_requeues:
+    if counts and job.losses >= most_requeues:
         times = f"it was queued again {job.losses} times after its runner was lost, and not once more"
         return change(session, job, JobEvent.FAULT, messages=[reason, times])
-    job.losses += job.phase is JobPhase.RUNNING
+    job.losses += counts
     return change(session, job, JobEvent.REQUEUE, messages=[reason])

@@ -19,7 +19,7 @@ from sqlmodel import col, select
 
 from clara_flow.errors import InputError, InvalidTransition, StaleOwner
 from clara_flow.records.database import reading, statements, transaction
-from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans, waiting
+from clara_flow.records.job_queue import QueuedJob, queued, requeue_job, requeue_orphans, runner_crashed, waiting
 from clara_flow.records.models import Job, JobOperator, Lease, OnRestart, Payload
 from clara_flow.records.operators import (
     list_operators,
@@ -60,6 +60,7 @@ __all__ = [
     "queued",
     "requeue_job",
     "requeue_orphans",
+    "runner_crashed",
     "start_job",
     "tell_news",
     "waiting",

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlmodel import col, select
 
 from clara_flow.errors import InputError
@@ -64,7 +64,7 @@ def to_deploy(engine: sa.Engine) -> list[Pipeline]:
     newest = (
         select(Pipeline)
         .where(~sa.func.jsonb_exists(col(Pipeline.metadata_), VARIANT))
-        .distinct(col(Pipeline.name))
+        .ext(distinct_on(col(Pipeline.name)))
         .order_by(col(Pipeline.name), col(Pipeline.created).desc())
     )
     with transaction(engine) as session:

@@ -1,7 +1,8 @@
 """The supervisor: one process that starts the platform's services in order, watches them, stops them in reverse order.
 
-A service that dies, or is silent for too long, is started again, after a pause that grows. What a killed supervisor
-left behind, the next one takes over (PostgreSQL) or ends (Prefect): both are known by the folders that they work in.
+A service that dies, or is silent for too long, is started again, after a pause that grows: without end once everything
+was up, START_TRIES times in all before that, since then somebody waits for the reason. What a killed supervisor left
+behind, the next one takes over (PostgreSQL) or ends (Prefect): both are known by the folders that they work in.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ WATCH_EVERY_S = 1.0
 ROTATE_EVERY_S = 30.0
 START_POLL_S = 0.05
 LONGEST_PAUSE_S = 30.0
+START_TRIES = 3
 
 Progress = Callable[[str], None]
 
@@ -146,8 +148,24 @@ class Supervisor:
     def _start(self, service: Service) -> None:
         self.on_progress(f"{'Looking for' if service.is_external else 'Starting'} {service.title}")
         self._set(service, "starting")
-        service.start()
+        while True:
+            try:
+                service.start()
+                break
+            except ServiceError as error:
+                if not self._rests(service, error):
+                    return
         self._set(service, "starting")
+
+    def _rests(self, service: Service, failure: ServiceError) -> bool:
+        """Pause before its next try: somebody may have killed it. False when `stop` was set; raises after the last."""
+        health = self._health[service.name]
+        health.failures += 1
+        if health.failures >= START_TRIES:
+            raise failure
+        _log(f"{failure} It is tried again.")
+        self._set(service, "starting", message=str(failure), restarted=True)
+        return not self.stop.wait(2.0 ** (health.failures - 1))
 
     def _wait_for(self, service: Service) -> None:
         """Until it answers, or until `stop` is set."""
@@ -157,11 +175,16 @@ class Supervisor:
             if self.stop.wait(START_POLL_S):  # first: a terminal's Ctrl-C can hit a service in the middle of its birth
                 return
             if not service.is_alive():
-                raise self._failure(service, problem, remedy="`clara-flow doctor` checks this machine.")
-            if time.monotonic() > deadline:
+                remedy = "`clara-flow doctor` checks this machine."
+                if not self._rests(service, self._failure(service, problem, remedy=remedy)):
+                    return
+                service.prepare()
+                self._start(service)
+                deadline = time.monotonic() + limit_s
+            elif time.monotonic() > deadline:
                 remedy = "Give it more time with CLARA_FLOW_SERVICE_START_TIMEOUT_S."
                 raise self._failure(service, f"{problem} within {limit_s:g} s", remedy=remedy)
-        self._health[service.name].answered_at = time.monotonic()
+        self._health[service.name] = Health(answered_at=time.monotonic())
         self._set(service, "running")
 
     def _failure(self, service: Service, reason: str, *, remedy: str) -> ServiceError:

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pool_records import OWNER, heard, listening, owner_elsewhere
+from pool_records import OWNER, dead_owner, heard, listening, owner_elsewhere
 
 from clara_flow.errors import Conflict, InputError, NotFound, StaleOwner
 from clara_flow.records import deliveries, jobs, payloads
@@ -250,6 +250,35 @@ def test_a_lease_that_expires_puts_the_task_back_uncounted(engine: sa.Engine) ->
     (again,) = take(engine)
     assert (again.id, again.retries, again.lease != task.lease) == (task.id, 0, True)
     assert stored.lease == task.lease
+
+
+def test_what_a_process_had_that_is_gone_is_offered_at_once(engine: sa.Engine) -> None:
+    tasks = {owner: register(engine) for owner in (dead_owner(), OWNER, owner_elsewhere(), None)}
+    taken = {owner: take(engine, size=1, owner=owner)[0] for owner in tasks}
+    assert deliveries.expire(engine) == 1
+    assert deliveries.expire(engine) == 0
+    for owner, task in taken.items():
+        is_gone = owner is not None and not owner.is_alive()
+        assert now(engine, task).state is (DeliveryState.PENDING if is_gone else DeliveryState.IN_PROGRESS)
+    dead = taken[next(iter(tasks))]
+    assert now(engine, dead).message == "the process that worked at it is gone"
+    (again,) = take(engine)
+    assert (again.id, again.retries, again.owner) == (dead.id, 0, None)
+    with pytest.raises(StaleOwner):  # should it not be gone after all
+        deliveries.succeed(engine, dead.id, dead.lease)
+
+
+def test_whose_lease_it_is_is_known_for_as_long_as_it_is(engine: sa.Engine) -> None:
+    register(engine)
+    (task,) = take(engine, owner=OWNER)
+    owner = now(engine, task).owner
+    assert owner is not None
+    assert (owner.host, owner.pid, owner.process_start, owner.token) == (
+        OWNER.host, OWNER.pid, OWNER.process_start, task.lease,
+    )  # fmt: skip
+    deliveries.give_back(engine, task.id, task.lease or uuid.uuid4())
+    assert now(engine, task).owner is None
+    assert now(engine, task).owner_host is None
 
 
 @pytest.mark.parametrize("taken_again", [False, True])

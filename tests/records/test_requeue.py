@@ -164,6 +164,29 @@ def test_an_admission_is_taken_back(engine: sa.Engine, make_job: MakeJob) -> Non
     assert admit(engine, job, node="node-2") == {job.id}
 
 
+def test_a_job_that_no_runner_survives_ends(engine: sa.Engine, make_job: MakeJob) -> None:
+    job = make_job()
+    for losses in range(1, 4):
+        admit(engine, job)
+        back = jobs.runner_crashed(engine, job.id, node=NODE, reason="signal 11", most_requeues=3)
+        assert (back.phase, back.node, back.losses) == (JobPhase.QUEUED, None, losses)
+    admit(engine, job)
+    ended = jobs.runner_crashed(engine, job.id, node=NODE, reason="signal 11", most_requeues=3)
+    assert ended.phase is JobPhase.FAULTED
+    assert ended.messages[-2:] == [
+        "signal 11", "it was queued again 3 times after its runner was lost, and not once more",
+    ]  # fmt: skip
+    assert leases.load(engine) == []
+
+
+def test_a_crash_counts_only_for_what_waits_to_be_begun_there(engine: sa.Engine, make_job: MakeJob) -> None:
+    begun, waits, elsewhere = begin(engine, make_job()), make_job(), make_job()
+    admit(engine, elsewhere, node="node-2")
+    for job in (begun, waits, elsewhere):
+        before = jobs.get_job(engine, job.id)
+        assert jobs.runner_crashed(engine, job.id, node=NODE, reason="signal 11") == before
+
+
 # Orphans
 
 

@@ -21,7 +21,7 @@ from clara_flow.infra.postgres import EmbeddedPostgres
 from clara_flow.services import postgres
 from clara_flow.services.service import Service
 from clara_flow.services.state_file import PlatformState, ServiceStatus, StateFile
-from clara_flow.services.supervisor import Supervisor
+from clara_flow.services.supervisor import START_TRIES, Supervisor
 from clara_flow.settings import Settings, load_settings
 
 PREPARED = ["prepare first", "prepare second"]
@@ -111,13 +111,45 @@ def test_services_start_in_order_and_stop_in_reverse(house: House) -> None:
 
 
 def test_what_cannot_start_ends_what_had_started(house: House) -> None:
-    house.second.refusals = 1
+    house.second.refusals = START_TRIES
     with pytest.raises(ServiceError, match="second: it is refused"):
         house.supervisor.run(house.up.append)
     assert house.up == []
-    assert house.story == [*PREPARED, "start first", "start second", "end second", "end first"]
+    assert house.story == [*PREPARED, "start first", *["start second"] * START_TRIES, "end second", "end first"]
     assert "it is refused" in house.status("second").message
     assert house.status("first").message == ""
+
+
+def test_what_is_killed_during_its_start_is_started_again(house: House) -> None:
+    house.second.words = "it is on its way"
+    thread = threading.Thread(target=house.supervisor.run, args=(house.up.append,))
+    thread.start()
+    try:
+        eventually(house.second.is_alive)
+        house.second.words = ""
+        house.second.file.unlink()
+        eventually(lambda: house.up, within_s=20)
+        assert house.status("second").state == "running"
+        assert house.status("second").restarts == 1
+    finally:
+        house.supervisor.stop.set()
+        thread.join()
+    assert house.story.count("start second") == 2
+    assert house.story.count("start first") == 1
+
+
+def test_what_dies_at_every_start_is_told(house: House) -> None:
+    start = house.second.start
+
+    def die() -> None:
+        start()
+        house.second.file.unlink()
+
+    house.second.start = die  # type: ignore[method-assign]
+    with pytest.raises(ServiceError, match="second: it is gone"):
+        house.supervisor.run(house.up.append)
+    assert house.story.count("start second") == START_TRIES
+    assert not house.first.is_alive()
 
 
 def test_a_wrong_setting_of_the_last_is_told_before_the_first_starts(house: House) -> None:

@@ -7,7 +7,6 @@ know of each instance how often it was sent, how often that was answered with su
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import socket
 import threading
@@ -33,7 +32,7 @@ from sqlmodel import Session, select
 from tiny.pipelines import TINY, write_definition
 
 from clara_flow.errors import ServiceError
-from clara_flow.records import deliveries, dicom_config, dicom_groups, dicom_models
+from clara_flow.records import deliveries, dicom_config, dicom_models
 from clara_flow.records.delivery_queries import list_items
 from clara_flow.records.dicom_models import (
     AeTitle,
@@ -309,9 +308,6 @@ class DicomSoak(Soak):
         under_way = DeliveryState.PENDING, DeliveryState.IN_PROGRESS
         self._eventually("every delivery is over", lambda: not self._count(Delivery, *under_way), within_s)
         self.tell("every delivery is over")
-        with self.engine.begin() as connection:  # what kills left in the spool is swept every ten minutes, and then
-            notice = json.dumps({"group": str(uuid.UUID(int=0)), "event": "discard"})
-            connection.execute(sa.select(sa.func.pg_notify(dicom_groups.CHANNEL, notice)))
 
     def _count(self, model: type[Group] | type[Delivery], *states: Any) -> int:
         query = sa.select(sa.func.count()).select_from(model).where(sa.column("state").in_(states))

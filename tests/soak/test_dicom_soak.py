@@ -16,7 +16,6 @@ import pytest
 from platform_fixture import free_port
 from soak.dicom_soak import DicomSoak, dicom_soak_settings
 
-# The adapter first: deliveries that it was at are taken up by the next one after half a minute.
 ONCE_EACH = (
     "adapter", "listener", "listener", "runner", "gateway", "listener", "backend", "listener", "postgres", "listener",
     "runner",

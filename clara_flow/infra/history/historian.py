@@ -21,6 +21,7 @@ from clara_flow.infra.history.server import PrefectServer, ServerAway, ServerRef
 from clara_flow.infra.ledger.model import Ask
 from clara_flow.records import jobs, pipelines
 from clara_flow.records.models import Job
+from clara_flow.records.outages import Outage
 from clara_flow.records.state_machine import JobState
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Historian:
     async def keep_up(self) -> None:
         """Do all of it, until cancelled."""
         await self.server.open()
-        next_catch_up = 0.0
+        next_catch_up, outage = 0.0, Outage(log, "the history of jobs")
         try:
             while True:
                 try:
@@ -67,8 +68,9 @@ class Historian:
                         next_catch_up = time.monotonic() + CATCH_UP_S
                 except (ServerAway, ServerRefused) as error:
                     log.debug("history has to wait: %s", error)
+                    outage.over()
                 except ClaraFlowError as error:  # the database is away
-                    log.info("history has to wait: %s", error)
+                    outage.met(error)
                 await asyncio.sleep(SHOW_S)
         finally:
             await self.server.close()

@@ -40,6 +40,7 @@ from clara_flow.infra.ledger.model import (
 from clara_flow.records import jobs, leases, nodes, quotas
 from clara_flow.records.database import connect
 from clara_flow.records.doorbell import Doorbell
+from clara_flow.records.outages import Outage
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Dispatcher:
         self._stopping = threading.Event()
         self._bell = Doorbell(url, (jobs.CHANNEL, leases.CHANNEL, nodes.CHANNEL))
         self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._outage = Outage(log, "the dispatcher")
         self.leads = False
 
     def start(self) -> None:
@@ -104,7 +106,7 @@ class Dispatcher:
             try:
                 self._lead_if_free()
             except (ServiceError, LeadershipLost, sa.exc.DBAPIError) as error:
-                log.info("the dispatcher starts over: %s", str(error).splitlines()[0])
+                self._outage.met(error)
                 self._stopping.wait(RETRY_S)
             except Exception:  # a bug must not end the pool: everything is in the rows, so begin again from them
                 log.exception("the dispatcher failed and starts over")
@@ -115,6 +117,7 @@ class Dispatcher:
         try:
             with engine.connect() as connection:
                 mine = connection.execute(sa.select(sa.func.pg_try_advisory_lock(LEADER_LOCK))).scalar_one()
+            self._outage.over()
             if mine:
                 self.leads = True
                 _Leader(engine, self._bell, self._stopping, self).lead()

@@ -12,11 +12,12 @@ import signal
 import socket
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from clara_flow.errors import ClaraFlowError, ServiceError
+from clara_flow.errors import ClaraFlowError, InputError, ServiceError
 from clara_flow.infra.fastio.volumes import FastIOVolumes
 from clara_flow.infra.gpu.inventory import GpuWatch
 from clara_flow.infra.gpu.node import read_node
@@ -24,9 +25,10 @@ from clara_flow.infra.pool.dispatcher import Dispatcher, Waiting
 from clara_flow.infra.pool.housekeeping import Housekeeping, launchers_of
 from clara_flow.infra.pool.runners import RunnerEnd, RunnerSet, RunnerStatus
 from clara_flow.infra.postgres import records_url
-from clara_flow.records import leases, nodes
+from clara_flow.records import jobs, leases, nodes
 from clara_flow.records.database import connect
 from clara_flow.records.doorbell import Doorbell
+from clara_flow.records.outages import Outage
 from clara_flow.records.owner import Owner
 from clara_flow.records.payload_store import PayloadStore
 from clara_flow.settings import Settings
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 RUNNER_PROGRAM = "clara_flow.deployments.job_runner"  # named, not imported: it stands above this room
 LEAST_JOBS = 4
 STOP_GRACE_S = 5.0
+AWAY_S = 1.0  # pause when the database is away
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class PoolNode:
         self._stack = ExitStack()
         self._stopping = threading.Event()
         self._orphans = threading.Event()
+        self._crashed: deque[RunnerEnd] = deque()
         self.housekeeping = Housekeeping(
             self._engine,
             PayloadStore(settings.data_dir / "payloads"),
@@ -150,6 +154,7 @@ class PoolNode:
 
     def _keep_alive(self) -> None:
         """Renew this node and its leases, well before they end."""
+        outage = Outage(log, "the node's heartbeat")
         while not self._stopping.wait(self.settings.lease_ttl_s / 4):
             try:
                 if not nodes.heartbeat(self._engine, self.joined.name, self.joined.session, self.settings.lease_ttl_s):
@@ -158,21 +163,23 @@ class PoolNode:
                 if not self.runners.is_alive():  # nothing would ever run here again
                     log.error("the runner set broke; this worker ends, and is started anew")
                     os.kill(os.getpid(), signal.SIGTERM)
+                outage.over()
             except ClaraFlowError as error:
-                log.warning("the node's heartbeat: %s", error)
+                outage.met(error)
 
     def _hand_out(self) -> None:
         """Give every job that was admitted to this node to a runner."""
-        admitted = True
+        admitted, outage = True, Outage(log, "the node's jobs")
         while not self._stopping.is_set():
             try:
                 if admitted:
                     for job in leases.admitted(self._engine, self.joined.name):
                         limit_s = job.limit_s + 2 * self.settings.stop_grace_s
                         self.runners.run(job.job_id, facts={}, limit_s=limit_s)
+                    outage.over()
                 notices = self._bell.wait(self.settings.poll_s)
             except ClaraFlowError as error:
-                log.warning("admitted jobs could not be read: %s", error)
+                outage.met(error)
                 notices = self._bell.wait(1.0)
             admitted = not notices or any(
                 facts.get("reconnected") or (facts.get("node") == self.joined.name and facts.get("operator") == "")
@@ -180,9 +187,10 @@ class PoolNode:
             )
 
     def _on_runner_end(self, end: RunnerEnd) -> None:
-        """A runner died with its job: the job is queued again, or handed out again when it had not begun."""
+        """A runner died with its job: the job is queued again, whether it had begun or not."""
         if end.job_id is None:
             return
+        self._crashed.append(end)
         log.warning("the runner %d of job %s ended: %s", end.pid, end.job_id, end.reason)
         self._orphans.set()
 
@@ -190,5 +198,22 @@ class PoolNode:
         """Give the jobs of runners that died back to the queue, as soon as what they had started is ended."""
         while self._orphans.wait() and not self._stopping.is_set():
             self._orphans.clear()
+            self._requeue_unbegun()  # first: what was begun is queued again by recover, and may be back here at once
             self.housekeeping.recover()
-            self._bell.interrupt()  # one that had not begun is handed out again
+            if self._crashed:
+                self._stopping.wait(AWAY_S)
+                self._orphans.set()
+
+    def _requeue_unbegun(self) -> None:
+        """Queue again what runners died with before they had begun it; what the database does not take waits."""
+        for end in list(self._crashed):
+            try:
+                if end.job_id is not None:
+                    reason = f"its runner ended before it began: {end.reason}"
+                    jobs.runner_crashed(self._engine, end.job_id, node=self.joined.name, reason=reason)
+            except ServiceError as error:
+                log.warning("job %s is queued again later: %s", end.job_id, error)
+                return
+            except InputError:  # it was deleted meanwhile
+                log.info("job %s is not there any more", end.job_id)
+            self._crashed.popleft()

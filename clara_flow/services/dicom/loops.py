@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clara_flow.errors import ClaraFlowError
+from clara_flow.records.outages import Outage
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +48,15 @@ class Loops:
         return [thread.name for thread in self._threads if thread.is_alive()]
 
     def _keep_up(self, loop: Loop) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause_s, outage = FIRST_PAUSE_S, Outage(log, loop.name)
         while not self.stop.is_set():
             began = time.monotonic()
             try:
                 loop.run(self.stop)
             except ClaraFlowError as error:  # its sentence says what to do
-                log.warning("%s is begun again: %s", loop.name, error)
+                if time.monotonic() - began > SOUND_S:
+                    outage.over()
+                outage.met(error)
             except Exception as error:  # noqa: BLE001  a loop that ends would be a hospital's silence
                 # No traceback: what its frames hold may be a patient's.
                 log.error("%s broke and is begun again: %s in %s", loop.name, type(error).__name__, _place_of(error))

@@ -52,7 +52,7 @@ ORDER BY max(ended)
 
 
 class CleanUp:
-    """Removes what was delivered, and puts back tasks whose agent went silent, so that they are seen to wait."""
+    """Removes what was delivered, and puts back tasks whose agent is silent or gone, so that they are seen to wait."""
 
     def __init__(self, house: House) -> None:
         self.engine, self.store, self.settings = house.engine, house.store, house.settings

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
 from clara_flow.records import deliveries
 from clara_flow.records.dicom_models import Delivery, Destination
+from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.export import breaker as breakers
 from clara_flow.services.dicom.export.breaker import Breaker, Permit, Tuning
 from clara_flow.services.dicom.export.delivering import Desk, deliver
@@ -147,13 +148,15 @@ class DestinationQueue:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self, number: int) -> None:
+        outage = Outage(log, f"thread {number} of destination {self.name}")
         while (turn := self._turn(number)) is not None:
             permit, destination = turn
             try:
                 if permit is not Permit.TRIAL or self._is_answering(destination):
                     self._deliver_next(destination, permit)
+                outage.over()
             except ClaraFlowError as error:
-                log.warning("deliveries to %s wait: %s", self.name, error)
+                outage.met(error)
                 self._rest_after_trouble(permit)
         self._senders.close()
 
@@ -203,7 +206,9 @@ class DestinationQueue:
 
     def _take(self) -> Delivery | None:
         for agent in self._agents:
-            rows = deliveries.take(self._desk.engine, agent, 1, self._keeper.lease_s, destination=self.name)
+            rows = deliveries.take(
+                self._desk.engine, agent, 1, self._keeper.lease_s, destination=self.name, owner=self._keeper.owner
+            )
             if rows:
                 return rows[0]
         return None

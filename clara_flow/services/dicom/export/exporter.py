@@ -17,6 +17,7 @@ from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.deliveries import Queue
 from clara_flow.records.dicom_models import Destination
 from clara_flow.records.doorbell import Doorbell
+from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
 from clara_flow.services.dicom.export.destination_queue import DestinationQueue, Slots
@@ -28,7 +29,7 @@ from clara_flow.services.dicom.places import Places
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 30.0  # after a crash, another may begin anew
+LEASE_S = 30.0  # after the crash of a machine, another may begin anew
 WAITING_LOOK_S = 0.5  # while something waits for its time
 SHORTEST_LOOK_S = 0.02  # between two looks, however often the bell rings
 FINISH_S, BREAK_OFF_S = 5.0, 5.0  # at the end: for what is under way, and for giving back what was broken off
@@ -55,6 +56,7 @@ class Exporter:
         self._leaving: list[DestinationQueue] = []
         self._known: set[str] | None = None  # keys of the destinations at the last look
         self._expired_at = float("-inf")
+        self._outage = Outage(log, "the exporter")
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; then finish what is under way, or give it back. Raises SettingsError."""
@@ -91,9 +93,10 @@ class Exporter:
             for queue in waiting:
                 self._offer(queue)
         except ClaraFlowError as error:
-            log.warning("the exporter waits: %s", error)
+            self._outage.met(error)
             self._heartbeats.beat(HEARTBEAT, problem=type(error).__name__)
             return WAITING_LOOK_S
+        self._outage.over()
         self._tell(waiting)
         return min(poll_s, WAITING_LOOK_S) if any(queue.pending > queue.due for queue in waiting) else poll_s
 
@@ -144,8 +147,9 @@ class Exporter:
 
     def _refuse(self, queue: Queue) -> None:
         """What is for nobody fails at once, and says what can be done."""
+        owner = self._keeper.owner
         for delivery in deliveries.take(
-            self.house.engine, queue.agent, TAKEN_AT_ONCE, LEASE_S, destination=queue.destination
+            self.house.engine, queue.agent, TAKEN_AT_ONCE, LEASE_S, destination=queue.destination, owner=owner
         ):
             with contextlib.suppress(StaleOwner, NotFound, Conflict):
                 deliveries.fail(

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from clara_flow.errors import ClaraFlowError, NotFound, StaleOwner
 from clara_flow.records import deliveries
+from clara_flow.records.owner import Owner
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,13 @@ class LeaseKeeper:
 
     A lease that another has, or that could not be renewed in its time because the database is away, is lost: its work
     is broken off. What is certain is only what the database said.
+
+    owner   this process: when it is gone, the next one need not wait for its leases to end.
     """
 
     def __init__(self, engine: sa.Engine, lease_s: float) -> None:
         self.engine, self.lease_s = engine, lease_s
+        self.owner = Owner.of_this_process()
         self._holds: dict[uuid.UUID, Hold] = {}
         self._lock = threading.Lock()
         self._end = threading.Event()

@@ -19,6 +19,7 @@ from clara_flow.records.database import DatabaseAway, TransactionConflict
 from clara_flow.records.dicom_ingest import GroupingRule
 from clara_flow.records.dicom_models import GroupState
 from clara_flow.records.doorbell import Doorbell, Notice
+from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.grouping.completion import Completion
 from clara_flow.services.dicom.grouping.deidentified import Deidentified
 from clara_flow.services.dicom.grouping.files import Files
@@ -38,6 +39,7 @@ AWAY_S = 0.5  # pause when the database is away
 CONFIG_S = 10.0  # the configuration is read so often in case a notice was lost
 COUNT_S = 2.0
 SWEEP_S = 600.0
+SWEEP_SOON_S = 10.0  # after the first round and after an outage: then what had been left half-done is done
 
 
 class Grouper:
@@ -55,7 +57,7 @@ class Grouper:
         self._config_at = 0.0
         self._unsure = True  # what is remembered of the tables may be wrong
         self._counts, self._count_at = queries.Counts(0, 0, 0, 0.0), 0.0
-        self._sweep_at = 0.0
+        self._sweep_at = self._sweep_again_at = 0.0
         self._sweep: Future[None] | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -67,15 +69,17 @@ class Grouper:
             self._submissions,
             self._completion,
         ):
+            outage = Outage(log, "the grouper")
             while not stop.is_set():
                 try:
                     self._round(sweeper)
                 except (DatabaseAway, TransactionConflict, StaleOwner) as error:
-                    log.warning("groups wait: %s", error)
+                    outage.met(error)
                     self._unsure = True
                     self._beat()
                     stop.wait(AWAY_S)
                     continue
+                outage.over()
                 for notice in doorbell.wait(POLL_S):
                     self._hear(notice)
 
@@ -88,13 +92,16 @@ class Grouper:
             self._completion.resume(queries.open_groups(self.house.engine))
             self._submissions.look()
             self._unsure = False
+            self._sweep_again_at = now + SWEEP_SOON_S
         ingested = self._intake.take()
         if self._completion.look(ingested):
             self._submissions.look()
-        self._submissions.begin()
+        if self._submissions.begin():
+            self._sweep_again_at = now + SWEEP_SOON_S
         if now >= self._count_at:
             self._counts, self._count_at = queries.counts(self.house.engine), now + COUNT_S
-        if now >= self._sweep_at and (self._sweep is None or self._sweep.done()):
+        if now >= min(self._sweep_at, self._sweep_again_at) and (self._sweep is None or self._sweep.done()):
+            self._sweep_again_at = self._sweep_again_at if now < self._sweep_again_at else float("inf")
             self._sweep, self._sweep_at = sweeper.submit(self._clean), now + SWEEP_S
         self._beat()
 

@@ -46,13 +46,19 @@ class Submissions:
         """Something changed: `begin` looks at the tables."""
         self._look_at = 0.0
 
-    def begin(self) -> None:
-        """Begin what is due, as far as there is room; the rest keeps its turn. Raises ServiceError."""
+    def begin(self) -> bool:
+        """Begin what is due, as far as there is room; the rest keeps its turn. Raises ServiceError.
+
+        Whether one broke off since the last call: what it was at may be done or not.
+        """
         now = time.monotonic()
-        for group_id in [one for one, future in self._under_way.items() if future.done()]:
-            self._ended(group_id, self._under_way.pop(group_id), now)
-        if now < self._look_at or len(self._under_way) >= AT_ONCE:
-            return
+        ended = [one for one, future in self._under_way.items() if future.done()]
+        broken = [one for one in ended if not self._ended(one, self._under_way.pop(one), now)]
+        if now >= self._look_at and len(self._under_way) < AT_ONCE:
+            self._begin_due(now)
+        return bool(broken)
+
+    def _begin_due(self, now: float) -> None:
         due, wait_s = records.due(self.house.engine)
         self._look_at = now + min(LOOK_S, wait_s if wait_s is not None else LOOK_S)
         turn = sorted(due, key=lambda one: (-self._urgency(one[1]), one[2]))
@@ -63,16 +69,18 @@ class Submissions:
                 configured = self._configured_for(aetitle)
                 self._under_way[group_id] = self._pool.submit(self.submitter.submit, group_id, configured)
 
-    def _ended(self, group_id: UUID, future: Future[None], now: float) -> None:
+    def _ended(self, group_id: UUID, future: Future[None], now: float) -> bool:
+        """Whether it ran to its end."""
         self._look_at = 0.0
         self._not_before.pop(group_id, None)
         error = future.exception()
         if error is None:
-            return
+            return True
         # What it left is in the tables: the group is still complete, and is tried again.
         what = str(error) if isinstance(error, ClaraFlowError) else type(error).__name__
         log.error("the submission of group %s broke off: %s", group_id, what)
         self._not_before[group_id] = now + BROKEN_S
+        return False
 
     def _urgency(self, aetitle: str) -> int:
         configured = self._configured_for(aetitle)

@@ -148,11 +148,12 @@ from clara_flow.services.dicom.export.exporter import Exporter
 from clara_flow.settings import load_settings
 settings = load_settings(data_dir=Path(sys.argv[1]), dicom_export_retry_delay_s=0.05, poll_s=0.5)
 house = House(settings=settings, engine=connect(sys.argv[2]), catalog=Catalog({}, {}))
-Exporter(house, lease_s=1).run(threading.Event())
+Exporter(house, lease_s=600).run(threading.Event())
 """
 
 
 def test_kills_at_any_moment_lose_nothing(world: World, database_url: str) -> None:
+    """The leases are long: the next exporter sees that the process that had them is gone."""
     files = world.images(40)
     with scp(lambda event, number: 0) as peer:
         world.destination("PACS", peer.port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -20,13 +21,14 @@ from tiny.pipelines import scripted, write_definition
 from waiting import eventually
 
 from clara_flow.deployments.trigger import House
+from clara_flow.errors import StorageError
 from clara_flow.records import dicom_config, dicom_ingest, jobs, pipelines
 from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import dicom_groups as records
 from clara_flow.records.dicom_models import AeTitle, Group, GroupState, Instance
 from clara_flow.records.models import Job
 from clara_flow.records.state_machine import JobPriority
-from clara_flow.services.dicom.grouping import submit
+from clara_flow.services.dicom.grouping import grouper, submit
 from clara_flow.services.dicom.grouping.explain import explain
 from clara_flow.services.dicom.grouping.grouper import Grouper
 from clara_flow.services.dicom.heartbeats import read_all
@@ -304,6 +306,33 @@ def test_a_discarded_group_leaves_nothing(
         records.discard(lone_house.engine, groups(lone_house, OPEN)[0].id, "by mistake")
         eventually(lambda: not list(spool.rglob("*.dcm")))
     assert all_jobs(lone_house) == []
+
+
+def test_what_a_submission_that_broke_off_left_is_swept_soon(
+    lone_house: House, journal: HandMade, spool: Path, add_aetitle: Add, running: Running,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(grouper, "SWEEP_SOON_S", 0.2)
+    add_aetitle("BRAIN", timeout="0")
+    add_aetitle("LATER", timeout="600")
+    with running() as one:
+        kept = send(journal, "1.1", 2, aetitle="LATER")
+        eventually(lambda: states(lone_house) == [OPEN])
+        remove, times = one.files.remove, []
+
+        def break_off(group_id: uuid.UUID) -> int:
+            times.append(group_id)
+            raise StorageError("as if the process had ended here")
+
+        monkeypatch.setattr(one.files, "remove", break_off)
+        uids = send(journal, "1.2", 3)
+        eventually(lambda: states(lone_house) == [OPEN, SUBMITTED], within_s=30)
+        eventually(lambda: len(list(spool.rglob("*.dcm"))) == 2, within_s=30)
+        assert times == [groups(lone_house, SUBMITTED)[0].id]
+        monkeypatch.setattr(one.files, "remove", remove)
+        records.retry(lone_house.engine, groups(lone_house, OPEN)[0].id)  # its files are whole
+        eventually(lambda: states(lone_house) == [SUBMITTED] * 2, within_s=30)
+    assert {frozenset(inputs(lone_house, job)) for job in all_jobs(lone_house)} == {frozenset(uids), frozenset(kept)}
 
 
 def test_the_more_urgent_first(

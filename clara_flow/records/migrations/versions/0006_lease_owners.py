@@ -1,0 +1,21 @@
+"""Deliveries know the process that works at them."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    """Who has the lease of a delivery."""
+    op.add_column("deliveries", sa.Column("owner_host", sa.Text(), nullable=True))
+    op.add_column("deliveries", sa.Column("owner_pid", sa.Integer(), nullable=True))
+    op.add_column("deliveries", sa.Column("owner_process_start", sa.Text(), nullable=True))
+
+
+def downgrade() -> None:
+    """Leases end by their time alone."""
+    op.drop_column("deliveries", "owner_process_start")
+    op.drop_column("deliveries", "owner_pid")
+    op.drop_column("deliveries", "owner_host")
