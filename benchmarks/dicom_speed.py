@@ -7,6 +7,8 @@ ours, fsync on      each instance and its journal line are on the disk before it
 ours, fsync off     they are with the kernel, as with the others
 storescp +B         dcmtk's receiver that keeps the bits, a process for each association; no fsync
 Orthanc             indexes and decodes; no fsync
+disk alone          nothing is received: each file is written, and it, its name and a line are flushed one after the
+                    other. A sender that waits for each answer cannot get more with fsync, over one association.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ QUICK = {**os.environ, "TCP_NODELAY": "1"}  # without it dcmtk waits 40 ms for e
 SLICES = {"full": 500, "smoke": 4}
 STUDY = 10  # slices of a study that becomes a job
 START_S = 20.0
+LINE_BYTES = 900  # of a journal, for one instance
 
 
 def make_study(folder: Path, count: int, *, as_studies: bool = False) -> list[Path]:
@@ -164,6 +167,28 @@ def orthanc(folder: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
         yield port, process
 
 
+def disk_alone(slices: list[Path], folder: Path) -> float:
+    """Instances a second that the disk makes durable one by one."""
+    folder.mkdir()
+    contents = [path.read_bytes() for path in slices]
+    names = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    lines = os.open(folder / "lines", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    began = time.perf_counter()
+    for number, content in enumerate(contents):
+        file = os.open(folder / f"{number}.dcm", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.write(file, content)
+        os.fdatasync(file)
+        os.close(file)
+        os.fsync(names)
+        os.write(lines, b"-" * LINE_BYTES)
+        os.fdatasync(lines)
+    rate = len(contents) / (time.perf_counter() - began)
+    os.close(names)
+    os.close(lines)
+    shutil.rmtree(folder)
+    return rate
+
+
 def measured(receive: Any, slices: list[Path], folder: Path, rounds: int, counts: tuple[int, ...]) -> dict[str, Any]:
     """Instances a second for each number of associations, median of the rounds."""
     figures: dict[str, Any] = {}
@@ -248,10 +273,13 @@ def main(scale: Scale, results: Path) -> Path:
         if not smoke and shutil.which("Orthanc", path="/usr/sbin:/usr/bin"):
             receivers["Orthanc"] = orthanc
         rates = {name: measured(receive, slices, folder, rounds, counts) for name, receive in receivers.items()}
+        floor = statistics.median(disk_alone(slices, folder / "disk") for _ in range(rounds))
         figures: dict[str, Any] = {
             "instances": len(slices),
             "instance_bytes": slices[0].stat().st_size,
             "instances_per_second_by_associations": rates,
+            "disk_alone_instances_per_second": round(floor, 1),
+            "ours, fsync on / disk alone": round(rates["ours, fsync on"]["1"] / floor, 2),
             "times": {
                 f"{mine} / {theirs}": {
                     count: round(rates[mine][count] / rates[theirs][count], 2) for count in rates[theirs]
