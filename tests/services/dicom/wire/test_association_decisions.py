@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from services.dicom.wire.scripted_peer import (
     IMPLICIT,
     MR,
     VERIFICATION,
+    ScriptedPeer,
     associate_rq,
     context,
     context_results,
@@ -28,7 +31,8 @@ from services.dicom.wire.scripted_peer import (
 )
 from waiting import eventually
 
-from clara_flow.services.dicom.listener_config import ListenerConfig, SourceRule
+from clara_flow.errors import ServiceError
+from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig, SourceRule
 from clara_flow.services.dicom.space import SpaceCheck
 
 STORE = context(1, MR, EXPLICIT)
@@ -91,6 +95,34 @@ def test_host_of_a_source(
 ) -> None:
     rule = SourceRule(ae_title="MODALITY", host=host)
     assert answer(listen(config=replace(config, sources=(rule,)))) == expected
+
+
+def test_a_source_by_its_ipv6_address(listen: Callable[..., Listening], config: ListenerConfig) -> None:
+    """On "::", peers come by either kind of address; an IPv4 one is known by its IPv4 form."""
+    if not socket.has_ipv6:
+        pytest.skip("there is no IPv6")
+    rules = [SourceRule(ae_title=host, host=host) for host in ("::1", "fe80::/10", "127.0.0.1")]
+    try:
+        listening = listen(host="::", config=replace(config, sources=tuple(rules)))
+        six = ScriptedPeer(listening.port, "::1")
+    except (ServiceError, OSError):
+        pytest.skip("there is no IPv6 on this machine")
+    with six:
+        six.associate(calling=b"::1")
+    with ScriptedPeer(listening.port, "::1") as peer:
+        peer.send(associate_rq(calling=b"fe80::/10"))
+        assert tuple(peer.read_pdu()[7:10]) == (1, 1, 3)
+    assert answer(listening, calling=b"127.0.0.1") == ()
+    assert answer(listening, calling=b"::1") == (1, 1, 3)
+
+
+def test_ae_titles_have_sixteen_characters(listen: Callable[..., Listening], config: ListenerConfig) -> None:
+    rules = {title: AeTitleRule(name=title, ae_title=title) for title in ("BRAIN_SIXTEEN_AB", "BRAIN_SIXTEEN_A")}
+    source = SourceRule(ae_title="MODALITY_SIXTEEN", host="127.0.0.1")
+    listening = listen(config=replace(config, aetitles=rules, sources=(source,)))
+    assert answer(listening, called=b"BRAIN_SIXTEEN_AB", calling=b"MODALITY_SIXTEEN") == ()
+    assert answer(listening, called=b"BRAIN_SIXTEEN_AC", calling=b"MODALITY_SIXTEEN") == (1, 1, 7)
+    assert answer(listening, called=b"BRAIN_SIXTEEN_AB", calling=b"MODALITY_SIXTEE") == (1, 1, 3)
 
 
 def test_unknown_sources_may_be_let_in(listen: Callable[..., Listening]) -> None:
@@ -169,6 +201,46 @@ def test_space_is_short(listen: Callable[..., Listening], monkeypatch: pytest.Mo
     assert answer(listening, STORE, called=b"NOBODY") == (1, 1, 7)
     short[0] = False
     assert answer(listening, STORE) == ()
+
+
+# Each row of 3.1 that rejects, with our own ones between, in its order: what is wrong, and what is answered.
+FAULTS: tuple[tuple[dict[str, object], tuple[int, ...]], ...] = (
+    ({"full": True}, (2, 3, 2)),
+    ({"version": 2}, (1, 2, 2)),
+    ({"calling": b"STRANGER"}, (1, 1, 3)),
+    ({"user": user_information()}, (1, 1, 1)),
+    ({"source_full": True}, (2, 3, 2)),
+    ({"called": b"NOBODY"}, (1, 1, 7)),
+    ({"application_context": "1.2.3"}, (1, 1, 2)),
+    ({"contexts": (STORE, ECHO)}, (1, 1, 2)),
+    ({"space": True}, (2, 1, 1)),
+)
+
+
+@pytest.mark.parametrize("first", range(len(FAULTS) + 1))
+def test_the_checks_come_in_their_order(
+    listen: Callable[..., Listening], config: ListenerConfig, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """A request with every fault from the `first` on is answered for that one; with none, it is accepted."""
+    request: dict[str, object] = {"user": user_information(user_identity(1, b"mri")), "contexts": (STORE,)}
+    for faults, _ in FAULTS[first:]:
+        request |= faults
+    contexts, space = request.pop("contexts"), request.pop("space", False)
+    full, source_full = request.pop("full", False), request.pop("source_full", False)
+    source = SourceRule(ae_title="MODALITY", host="127.0.0.1", maximum_associations=1, user_name="mri")
+    sources = (source, SourceRule(ae_title="OTHER", host="127.0.0.1"))
+    listening = listen(
+        config=replace(config, sources=sources), verification=False, maximum_associations=2 if full else 25
+    )
+    with ExitStack() as stack:
+        if full or source_full:
+            identity = user_information(user_identity(1, b"mri"))
+            stack.enter_context(listening.peer()).associate(user=identity)
+        if full:
+            stack.enter_context(listening.peer()).associate(calling=b"OTHER")
+        monkeypatch.setattr(SpaceCheck, "is_short", lambda self: space)
+        expected = FAULTS[first][1] if first < len(FAULTS) else ()
+        assert answer(listening, *contexts, **request) == expected  # type: ignore[misc]
 
 
 def test_configuration_is_live(listening: Listening) -> None:

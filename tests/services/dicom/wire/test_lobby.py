@@ -91,6 +91,21 @@ def test_thousands_of_half_open_connections(listen: Callable[..., Listening]) ->
     assert process.memory_info().rss - before < 24 * 2**20
 
 
+def test_answers_do_not_wait_for_more(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nagle's algorithm is off on accepted connections; with it, each answer may come 40 ms late."""
+    accepted: list[socket.socket] = []
+    hand_over = listening.listener._lobby._on_arrival
+    monkeypatch.setattr(
+        listening.listener._lobby, "_on_arrival", lambda arrival: (accepted.append(arrival.socket), hand_over(arrival))
+    )
+    with listening.peer() as peer:
+        peer.associate()
+        [connection] = accepted
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        peer.release()
+
+
 def test_a_port_that_is_taken(listen: Callable[..., Listening], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Exception, match="cannot listen"):
         listen(port=other.getsockname()[1])

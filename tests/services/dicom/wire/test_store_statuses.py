@@ -62,6 +62,8 @@ def test_an_instance_is_stored_as_it_came(listening: Listening) -> None:
     [
         (store_rq(), data_set(), 0x0000),
         (store_rq(), data_set(PatientID=None), 0x0000),
+        (store_rq(), data_set(PatientID=""), 0x0000),
+        (store_rq(), data_set(PatientID="../../x"), 0x0000),  # nothing of it becomes a path
         (store_rq(sop_instance="1.2.3.01"), data_set(SOPInstanceUID="1.2.3.01"), 0x0000),  # leading zeros are forgiven
         (store_rq(), data_set(StudyInstanceUID=None), 0xA900),
         (store_rq(), data_set(StudyInstanceUID=""), 0xA900),
