@@ -174,6 +174,13 @@ class Settings(BaseSettings):
     results_lease_s: float = Field(
         1800, gt=0, description="Time after which a delivery task is offered again that nobody reported on."
     )
+    results_maximum_retries: int | None = Field(
+        None,
+        ge=0,
+        description="How often a delivery task of another agent is tried again. Unset: as often as its agent wants.",
+        examples=[10],
+    )
+    results_retry_delay_s: float = Field(0, ge=0, description="Pause before it is offered to that agent again.")
     results_cleanup: bool = Field(
         True, description="Whether the files of a job are removed some time after its last delivery."
     )

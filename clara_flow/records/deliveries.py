@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -146,33 +146,38 @@ def fail(
     retry_later: bool,
     message: str = "",
     lease: uuid.UUID | None = None,
-    not_before: datetime | None = None,
+    *,
+    delay_s: float = 0,
+    maximum_retries: int | None = None,
 ) -> Delivery:
     """The agent could not deliver it.
 
     retry_later     it waits again, and that is counted (`retries`); else it has failed for good.
     message         why, for people.
-    not_before      UTC: it is not handed out sooner.
+    delay_s         seconds by the database's clock before which it is not handed out again.
+    maximum_retries after so many the agent's wish for another try counts no more; None: it decides.
 
     Raises as `succeed` does.
     """
     with transaction(engine) as session:
         row = steps.locked(session, delivery_id)
-        if _report(session, row, DeliveryEvent.POSTPONE if retry_later else DeliveryEvent.FAIL, lease):
-            row.message, row.not_before = storable(message), not_before if retry_later else None
-            if retry_later:
+        is_last = retry_later and maximum_retries is not None and _is_last_try(row, maximum_retries)
+        waits = retry_later and not is_last
+        if _report(session, row, DeliveryEvent.POSTPONE if waits else DeliveryEvent.FAIL, lease):
+            tried = f"tried {row.retries + 1} times" if is_last else ""
+            row.message = storable("; ".join(filter(None, (message, tried))))
+            row.not_before = steps.clock(session) + timedelta(seconds=delay_s) if waits and delay_s else None
+            if waits:
                 steps.offer(session, row)
         return row
 
 
-def give_back(
-    engine: sa.Engine, delivery_id: uuid.UUID, lease: uuid.UUID, not_before: datetime | None = None
-) -> Delivery:
+def give_back(engine: sa.Engine, delivery_id: uuid.UUID, lease: uuid.UUID) -> Delivery:
     """The agent did not get to it: it waits again, and that is not counted. Raises StaleOwner, NotFound."""
     with transaction(engine) as session:
         row = steps.locked(session, delivery_id)
         if _report(session, row, DeliveryEvent.GIVE_BACK, lease):
-            row.not_before = not_before
+            row.not_before = None
             steps.offer(session, row)
         return row
 
@@ -244,6 +249,12 @@ def _report(session: Session, row: Delivery, event: DeliveryEvent, lease: uuid.U
             return False
         raise steps.stale(row)
     return steps.change(row, event, steps.clock(session))
+
+
+def _is_last_try(row: Delivery, maximum_retries: int) -> bool:
+    """Whether a report of failure is of the last try; a repeated one, of a task that waits again, is of none."""
+    is_repeated = row.state is DeliveryState.PENDING and not steps.standing_of(row).owed
+    return row.retries >= maximum_retries and not is_repeated
 
 
 def _is_repeated(row: Delivery, event: DeliveryEvent) -> bool:

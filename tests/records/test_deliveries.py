@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -178,13 +178,34 @@ def test_a_destination_may_be_asked_for(engine: sa.Engine) -> None:
 def test_what_shall_wait_is_not_handed_out_before(engine: sa.Engine) -> None:
     register(engine)
     (task,) = take(engine)
-    soon = datetime.now(UTC) + timedelta(hours=1)
-    deliveries.fail(engine, task.id, True, "no answer", task.lease, soon)
+    deliveries.fail(engine, task.id, True, "no answer", task.lease, delay_s=3600)
     assert take(engine) == []
-    assert (now(engine, task).not_before, now(engine, task).retries) == (soon, 1)
+    waits = now(engine, task)
+    assert waits.retries == 1
+    assert waits.not_before is not None
+    assert abs(waits.not_before - waits.updated - timedelta(hours=1)) < timedelta(minutes=1)
     assert deliveries.retry(engine, task.id).retries == 1  # somebody does not want to wait
     (again,) = take(engine)
     assert (again.id, again.message) == (task.id, "no answer")
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_there_may_be_a_last_try(engine: sa.Engine, most: int) -> None:
+    """Reports may be repeated: their answers get lost. A report told twice is one."""
+    register(engine)
+    for retries in range(most):
+        (task,) = take(engine)
+        for _ in range(2):
+            deliveries.fail(engine, task.id, True, "busy", maximum_retries=most)
+        assert (now(engine, task).state, now(engine, task).retries) == (DeliveryState.PENDING, retries + 1)
+    (task,) = take(engine)
+    for _ in range(2):
+        deliveries.fail(engine, task.id, True, "busy", maximum_retries=most)
+        ended = now(engine, task)
+        assert (ended.state, ended.retries, ended.message) == (
+            DeliveryState.FAILED, most, f"busy; tried {most + 1} times",
+        )  # fmt: skip
+    assert deliveries.retry(engine, task.id).retries == 0
 
 
 def test_twenty_takers_never_get_one_task_twice(engine: sa.Engine, database_url: str) -> None:
@@ -232,7 +253,7 @@ def test_queues_tell_what_waits_and_since_when(engine: sa.Engine) -> None:
     register(engine)
     register(engine, agent="other")
     (task,) = take(engine, size=1)
-    deliveries.fail(engine, task.id, True, not_before=datetime.now(UTC) + timedelta(hours=1))
+    deliveries.fail(engine, task.id, True, delay_s=3600)
     take(engine, "other")
     archive, other = deliveries.queues(engine)
     assert (archive.agent, archive.pending, archive.due, archive.in_progress) == ("Archive", 2, 1, 0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.outages import Outage
+from clara_flow.services.dicom.privacy import place_of
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +60,8 @@ class Loops:
                 outage.met(error)
             except Exception as error:  # noqa: BLE001  a loop that ends would be a hospital's silence
                 # No traceback: what its frames hold may be a patient's.
-                log.error("%s broke and is begun again: %s in %s", loop.name, type(error).__name__, _place_of(error))
+                log.error("%s broke and is begun again: %s in %s", loop.name, type(error).__name__, place_of(error))
             if time.monotonic() - began > SOUND_S:
                 pause_s = FIRST_PAUSE_S
             self.stop.wait(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-
-def _place_of(error: BaseException) -> str:
-    """Where it was raised: `module:line`, innermost first, without any value."""
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "?")
-        places.append(f"{module}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return " < ".join(reversed(places[-6:]))

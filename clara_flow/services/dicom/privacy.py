@@ -15,3 +15,14 @@ def hashed(uid: str) -> str:
 def key_digest(value: str) -> str:
     """SHA-256 (hex) of an attribute's value, without its padding: what a group is known by."""
     return hashlib.sha256(value.strip(" \0").encode()).hexdigest()
+
+
+def place_of(error: BaseException, *, steps: int = 6) -> str:
+    """Where it was raised: `module:line`, innermost first, so many of them at most; no value, which tracebacks show."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "?")
+        places.append(f"{module}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " < ".join(reversed(places[-steps:])) or "?"

@@ -68,7 +68,15 @@ def router(house: House) -> APIRouter:
     @routes.put("/api/tasks/failure/{task}")
     def fail(task: str, body: Body) -> JSONResponse:
         retry_later, message = parse_failure(body)
-        return JSONResponse(task_json(deliveries.fail(engine, parse_id(task), retry_later, message)))
+        row = deliveries.fail(
+            engine,
+            parse_id(task),
+            retry_later,
+            message,
+            delay_s=settings.results_retry_delay_s,
+            maximum_retries=settings.results_maximum_retries,
+        )
+        return JSONResponse(task_json(row))
 
     @routes.post("/api/tasks")
     def register(request: Request, body: Body) -> JSONResponse:

@@ -169,6 +169,21 @@ async def test_a_failure_is_understood(
     assert (answer.json()["state"], answer.json()["retries"]) == (state, retries)
 
 
+async def test_tries_and_pauses_of_other_agents_may_be_limited(engine: sa.Engine, tmp_path: Path) -> None:
+    own = load_settings(data_dir=tmp_path, results_maximum_retries=1, results_retry_delay_s=3600)
+    limited = FastAPI()
+    limited.include_router(router(House(settings=own, engine=engine, catalog=Catalog({}, {}))))
+    transport = httpx.ASGITransport(app=limited)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        task = await register(client)
+        for state in ("Pending", "Failed"):
+            assert len((await client.get("/api/tasks/ClaraSCU/pending")).json()) == 1
+            answer = await client.put(f"/api/tasks/failure/{task['taskId']}", content=b'{"RetryLater": true}')
+            assert answer.json()["state"] == state
+            assert (await client.get("/api/tasks/ClaraSCU/pending")).json() == []
+            deliveries.retry(engine, uuid.UUID(task["taskId"]))
+
+
 @pytest.mark.parametrize(
     "body", ["", "{}", "1", "null", '"true"', "[true]", '{"RetryLater": 1}', '{"RetryLater": null}', "{", "NaN", "\xff"]
 )

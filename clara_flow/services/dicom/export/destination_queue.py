@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
 from clara_flow.records import deliveries
@@ -22,6 +21,7 @@ from clara_flow.services.dicom.export.leases import BrokenOff, LeaseKeeper
 from clara_flow.services.dicom.export.retry_policy import Course, Settlement, pause_s
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender
 from clara_flow.services.dicom.export.sender_pool import MakeSender, SenderPool
+from clara_flow.services.dicom.privacy import place_of
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,9 @@ class DestinationQueue:
             except ClaraFlowError as error:
                 outage.met(error)
                 self._rest_after_trouble(permit)
+            except Exception as error:  # noqa: BLE001 - a thread that ends with the trial would leave the breaker waiting
+                log.error("deliveries to %s wait: %s in %s", self.name, type(error).__name__, place_of(error))
+                self._rest_after_trouble(permit)
         self._senders.close()
 
     def _turn(self, number: int) -> tuple[Permit, Destination] | None:
@@ -233,7 +236,7 @@ class DestinationQueue:
             self._untried(permit)
             is_last = delivery.retries >= self._desk.settings.dicom_export_retries
             # No traceback: what its frames hold may be a patient's.
-            message = f"the exporter broke ({type(error).__name__}: {_place_of(error)})"
+            message = f"the exporter broke ({type(error).__name__}: {place_of(error, steps=1)})"
             log.error("delivery %s: %s", delivery.id, message)
             self._report(delivery, Settlement(Course.FAIL if is_last else Course.LATER, message))
             return
@@ -254,9 +257,8 @@ class DestinationQueue:
             first_s = self._desk.settings.dicom_export_retry_delay_s
             if settlement.waits_for_report:
                 first_s = max(first_s, COMMITMENT_S)
-            wait = timedelta(seconds=pause_s(delivery.retries, first_s, random.random()))  # noqa: S311 - jitter
-            moment = datetime.now(UTC) + wait if later else None
-            self._desk.persistently(deliveries.fail, delivery.id, later, settlement.message, not_before=moment, **facts)
+            wait_s = pause_s(delivery.retries, first_s, random.random())  # noqa: S311 - jitter
+            self._desk.persistently(deliveries.fail, delivery.id, later, settlement.message, delay_s=wait_s, **facts)
 
     def _failed(self, failure: DestinationFailed) -> None:
         with self._changed:
@@ -290,11 +292,3 @@ class DestinationQueue:
             if not self._is_over:
                 self._changed.wait(AFTER_TROUBLE_S)
             self._is_due = True
-
-
-def _place_of(error: BaseException) -> str:
-    """Where it was raised: `module:line`, without any value."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "?" if trace is None else f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from clara_flow.services.dicom.export.sender import REST_S, Deidentify, Destinat
 
 FILES_PER_REQUEST = 10
 CHUNK_BYTES = 128 * 1024
+CONNECTED = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})  # httpcore's words
 JSON = "application/dicom+json"
 # Attributes of the response (PS3.18 Table 10.5.3-1 and PS3.3 C.12.1.1.3.1), as DICOM JSON names them.
 FAILED_SEQUENCE, OTHER_FAILURES, STORED_SEQUENCE = "00081198", "0008119A", "00081199"
@@ -72,7 +75,9 @@ class StowSender:
         base = url.rstrip("/")
         self.url = base if base.endswith("/studies") else f"{base}/studies"
         self.profile, self.deidentify = profile, deidentify
-        self._client = httpx.Client(timeout=timeout_s, verify=verify, follow_redirects=False)
+        one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        self._client = httpx.Client(timeout=timeout_s, verify=verify, follow_redirects=False, limits=one)
+        self._socket: socket.socket | None = None  # of that connection
         self._timeout_s, self._secret = timeout_s, secret
         self._authorization: dict[str, str] = {}
         self._rests_until = 0.0
@@ -152,18 +157,32 @@ class StowSender:
             "Accept": JSON,
         } | self._authorization
         try:
-            return self._client.post(self.url, content=body(), headers=headers)
-        except httpx.TimeoutException as error:
-            raise DestinationFailed(
-                "unreachable" if isinstance(error, httpx.ConnectTimeout) else "silent",
-                f"the destination did not answer within {self._timeout_s:g} s",
-            ) from None
-        except httpx.ConnectError:
-            raise DestinationFailed("unreachable", "the destination cannot be reached") from None
-        except httpx.HTTPError as error:
-            raise DestinationFailed("lost", f"the destination broke the connection ({type(error).__name__})") from None
-        except OSError as error:
-            raise DestinationFailed("lost", f"a file cannot be read: {(error.strerror or 'error').lower()}") from None
+            with hold.cutting(self._cut):
+                return self._client.post(self.url, content=body(), headers=headers, extensions={"trace": self._trace})
+        except (httpx.HTTPError, OSError) as error:
+            hold.check()  # perhaps it was we who cut it
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> DestinationFailed:
+        if isinstance(error, httpx.TimeoutException):
+            kind = "unreachable" if isinstance(error, httpx.ConnectTimeout) else "silent"
+            return DestinationFailed(kind, f"the destination did not answer within {self._timeout_s:g} s")
+        if isinstance(error, httpx.ConnectError):
+            return DestinationFailed("unreachable", "the destination cannot be reached")
+        if isinstance(error, OSError):
+            return DestinationFailed("lost", f"a file cannot be read: {(error.strerror or 'error').lower()}")
+        return DestinationFailed("lost", f"the destination broke the connection ({type(error).__name__})")
+
+    def _trace(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Called by the client on the way: to know the connection that `_cut` ends."""
+        if event in CONNECTED:
+            self._socket = facts["return_value"].get_extra_info("socket")
+
+    def _cut(self) -> None:
+        """End what the request waits for. For any thread."""
+        if self._socket is not None:
+            with suppress(OSError):  # of the socket itself, not of TLS: the other thread may be inside that
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _authorized(self) -> dict[str, str]:
         """The header, with the secret as it is now: it may have been renewed."""

@@ -19,7 +19,9 @@ from waiting import eventually
 
 from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.dicom_models import DeliveryState, ItemState
+from clara_flow.services.dicom.export import destination_queue
 from clara_flow.services.dicom.export.destination_queue import Slots
+from clara_flow.services.dicom.export.dimse import DimseSender
 from clara_flow.services.dicom.export.exporter import heartbeat_of
 from clara_flow.services.dicom.heartbeats import read_all
 from clara_flow.services.dicom.places import Places
@@ -232,3 +234,27 @@ def test_slots_are_given_to_all_however_many_there_are(count: int) -> None:
     names = [str(number) for number in range(count)]
     slots.know(names)
     assert all(slots.acquire(name, lambda: False) for name in names)
+
+
+def test_a_trial_that_breaks_is_followed_by_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the breaker would wait for the end of a trial that nobody makes any more."""
+    probe, broken = DimseSender.probe, [True, True]
+
+    def breaks_twice(self: DimseSender) -> None:
+        if broken:
+            broken.pop()
+            raise RuntimeError("a fault of ours")
+        probe(self)
+
+    monkeypatch.setattr(DimseSender, "probe", breaks_twice)
+    monkeypatch.setattr(destination_queue, "AFTER_TROUBLE_S", 0.05)
+    port = free_port()
+    world.destination("PACS", port, concurrency=2)
+    (first,) = world.register("PACS", *world.images(1))
+    with world.exporting() as exporter:
+        assert world.ended(first).state is FAILED
+        (second,) = world.register("PACS", *world.images(1))
+        eventually(lambda: str(exporter._queues["pacs"].breaker.state) == "open")
+        with scp(port=port):
+            assert world.ended(second).state is SUCCEEDED
+    assert not broken

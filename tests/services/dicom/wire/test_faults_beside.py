@@ -1,4 +1,4 @@
-"""Peers that do not do their part, and one beside them that sends a study meanwhile: each of its answers comes in time."""
+"""Peers that do not do their part, and one that sends a study meanwhile: each of its answers comes in time."""
 
 from __future__ import annotations
 
