@@ -164,7 +164,13 @@ class Settings(BaseSettings):
         max_length=16,
         description="Our calling AE title, and the agent of C-STORE deliveries.",
     )
-    dicom_scu_maximum_associations: int = Field(8, ge=1, le=100, description="Outbound deliveries at once.")
+    dicom_scu_maximum_associations: int = Field(
+        8,
+        ge=1,
+        le=100,
+        description="Deliveries at once over all destinations. One of them is kept for each destination, so that those "
+        "that hang hold up no other; with more destinations than this, each has its one all the same.",
+    )
     dicom_stow_agent: str = Field("DICOMweb", min_length=1, description="The agent of STOW-RS deliveries.")
     dicom_export_retries: int = Field(3, ge=0, description="How often a delivery that failed is tried again.")
     dicom_export_retry_delay_s: float = Field(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clara_flow.cli.records import DataDir, records
+from clara_flow.cli.tables import print_table, shown_duration
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -22,7 +25,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Deliveries = Annotated[list[str], typer.Argument(help="Ids of deliveries, or the beginnings of them.")]
 Destination = Annotated[str | None, typer.Option("--destination", "-d", help="Only those for this destination.")]
 SHOWN_DIGITS = 8
-UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 @app.callback()
@@ -63,23 +65,20 @@ def list_(
     if json_:
         typer.echo(json.dumps([_facts(row) for row in rows], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        Console().print("No delivery is like that." if state or destination or agent or job else "No deliveries yet.")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("delivery", "state", "destination", "job", "files", "retries", "age"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in {"files", "retries", "age"} else "left")
-    table.add_column("reason", overflow="fold", ratio=1)
-    for row in rows:
-        table.add_row(
-            str(row.id)[:SHOWN_DIGITS], _shown_state(row), Text(_target(row)), Text(row.job_id[:SHOWN_DIGITS]),
-            str(len(row.uris)), str(row.retries), _age(row.created), Text(row.message),
-        )  # fmt: skip
-    Console().print(table, highlight=False)
+    none = "No delivery is like that." if state or destination or agent or job else "No deliveries yet."
+    cells = [
+        {
+            "delivery": str(row.id)[:SHOWN_DIGITS],
+            "state": _shown_state(row),
+            "destination": _target(row),
+            "job": row.job_id[:SHOWN_DIGITS],
+            "files": str(len(row.uris)),
+            "retries": str(row.retries),
+            "age": _age(row.created),
+        }
+        for row in rows
+    ]
+    print_table(cells, none, notes=[_why(row) for row in rows], right={"files", "retries", "age"})
 
 
 @app.command()
@@ -105,11 +104,6 @@ def show(
     if json_:
         typer.echo(json.dumps({**_facts(row), "items": [_item_facts(item) for item in items]}, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
     for name, value in (
         ("delivery", str(row.id)), ("state", _shown_state(row)), ("reason", row.message), ("agent", row.agent),
         ("destination", row.destination), ("job", row.job_id), ("payload", row.payload_id),
@@ -117,13 +111,10 @@ def show(
         ("ended", _moment(row.ended)),
     ):  # fmt: skip
         if value:
-            console.print(Text(f"{name:<12} {value}"), highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("file", "state", "attempts", "reason"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "attempts" else "left")
-    for item in items:
-        table.add_row(Text(item.uri), str(item.state), str(item.attempts), Text(item.reason))
-    console.print(table, highlight=False)
+            typer.echo(f"{name:<12} {value}")
+    cells = [{"state": str(item.state), "attempts": str(item.attempts), "file": item.uri} for item in items]
+    typer.echo()
+    print_table(cells, "It has no files.", notes=[item.reason for item in items], right={"attempts"})
 
 
 @app.command()
@@ -136,14 +127,14 @@ def retry(
     """Try deliveries again that failed: only those of their files go that were not sent.
 
     One that waits for its next try is tried now. Exit status 3 when one cannot be retried: it is being delivered, was
-    delivered, or the files of its job were removed; the others are retried all the same.
+    delivered, its destination is not there, or the files of its job were removed; the others are retried all the same.
 
     \b
     Examples: clara-flow results retry 3f2a91
               clara-flow results retry --failed --destination PACS
     """
     from clara_flow.errors import SettingsError
-    from clara_flow.records import deliveries
+    from clara_flow.records import deliveries, dicom_config
     from clara_flow.records.dicom_models import DeliveryState
 
     if bool(which) is failed:
@@ -151,11 +142,11 @@ def retry(
     if destination is not None and not failed:
         raise SettingsError("--destination goes with --failed")
     with records(data_dir) as engine:
+        retried = partial(_retried, engine, {row.name.casefold() for row in dicom_config.list_destinations(engine)})
         if not failed:
-            _each(engine, which or [], lambda row: deliveries.retry(engine, row.id), "will be tried again")
+            _each(engine, which or [], retried, "will be tried again")
             return
-        rows = deliveries.list_deliveries(engine, state=DeliveryState.FAILED, destination=destination)
-        _all(rows, lambda row: deliveries.retry(engine, row.id))
+        _all(deliveries.list_deliveries(engine, state=DeliveryState.FAILED, destination=destination), retried)
 
 
 @app.command()
@@ -195,20 +186,31 @@ def _each(engine: sa.Engine, ids: list[str], change: Callable[[Delivery], object
         raise typer.Exit(status)
 
 
+def _retried(engine: sa.Engine, destinations: Container[str], row: Delivery) -> None:
+    """Try it again. Raises Conflict with its `reason` where that would come to nothing."""
+    from clara_flow.errors import Conflict
+    from clara_flow.records import deliveries
+
+    if row.destination and row.destination.casefold() not in destinations:
+        reason = f"there is no destination {row.destination!r}; add it first: clara-flow dicom destination add"
+        raise Conflict(f"delivery {row.id} cannot be retried: {reason}", reason=reason)
+    deliveries.retry(engine, row.id)
+
+
 def _all(rows: list[Delivery], retry: Callable[[Delivery], object]) -> None:
     """Retry all that can be; that some cannot is no failure of the command."""
     from clara_flow.errors import Conflict
 
-    retried, left_out = 0, 0
+    retried, left_out = 0, Counter[str]()
     for row in rows:
         if row.discarded:
             continue
         try:
             retry(row)
             retried += 1
-        except Conflict:  # the files of its job were removed, or somebody was quicker
-            left_out += 1
-    more = f"; {left_out} cannot be: the files of their jobs were removed" if left_out else ""
+        except Conflict as error:
+            left_out[error.facts.get("reason", "somebody was quicker")] += 1
+    more = "".join(f"; {count} cannot be: {reason}" for reason, count in left_out.items())
     typer.echo(f"{retried} failed deliver{'y' if retried == 1 else 'ies'} will be tried again{more}")
 
 
@@ -265,13 +267,15 @@ def _target(row: Delivery) -> str:
     return f"{row.destination} ({row.agent})" if row.destination else row.agent
 
 
+def _why(row: Delivery) -> str:
+    """Its reason, and when it is tried next."""
+    wait_s = (row.not_before - datetime.now(UTC)).total_seconds() if row.not_before is not None else 0.0
+    return "; ".join(filter(None, [row.message, f"next try in {shown_duration(wait_s)}" if wait_s > 0 else ""]))
+
+
 def _age(created: datetime) -> str:
-    """Since then, in its largest unit."""
-    age_s = max(0.0, (datetime.now(UTC) - created).total_seconds())
-    for name, length_s in UNITS:
-        if age_s >= length_s:
-            return f"{age_s / length_s:.0f} {name}"
-    return "0 s"
+    """Since then."""
+    return shown_duration((datetime.now(UTC) - created).total_seconds())
 
 
 def _iso(moment: datetime | None) -> str | None:

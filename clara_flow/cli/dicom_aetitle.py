@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
 
 import typer
 
-from clara_flow.cli.dicom_rows import Json, Outcome, Replace, facts_of, print_json, print_table, put, shown_time
+from clara_flow.cli.dicom_aetitle_settings import ARGUMENT, PIPELINE, merged_settings, pairs
+from clara_flow.cli.dicom_rows import Json, Replace, facts_of, merged, print_json, put, shown_time
 from clara_flow.cli.records import DataDir, records
+from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Name = Annotated[str, typer.Argument(help="Name of the AE title; the AE title itself where it was given no other.")]
-PIPELINE, ARGUMENT = "pipeline-", "argument-"  # settings of the processor `ae-title`
 
 
 @app.callback()
@@ -51,68 +50,108 @@ def add(
         list[str] | None, typer.Option(metavar="SOPCLASS", help="SOP class (UID) that is accepted and thrown away.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="An instance that comes again replaces the first one.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--overwrite/--no-overwrite",
+            help="Whether an instance that comes again replaces the first one. It is left out if absent.",
+            show_default=False,
+        ),
+    ] = None,
     require_release: Annotated[
-        bool, typer.Option("--require-release", help="Leave out what came by an association that was broken off.")
-    ] = False,
-    deidentify: Annotated[str, typer.Option(metavar="PROFILE", help="basic or basic-keep-dates. Off if absent.")] = "",
-    name: Annotated[str, typer.Option(help="Name for it, where the AE title itself is none.")] = "",
-    processor: Annotated[str, typer.Option(help="Job processor, where it is a plug-in's.")] = "ae-title",
+        bool | None,
+        typer.Option(
+            "--require-release/--no-require-release",
+            help="Whether what came by an association that was broken off waits to be sent again. It counts if absent.",
+            show_default=False,
+        ),
+    ] = None,
+    deidentify: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="basic or basic-keep-dates. Off if absent.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name for it, where the AE title itself is none.", show_default=False)] = "",
+    processor: Annotated[
+        str | None, typer.Option(help="Job processor, where it is a plug-in's. ae-title if absent.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--setting", metavar="KEY=VALUE", help="Any other setting of the processor.")
+        list[str] | None,
+        typer.Option(
+            "--setting", metavar="KEY=VALUE", help="Any other setting of the processor; without VALUE it is taken away."
+        ),
     ] = None,
     replace: Replace = False,
     json_: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Add an AE title. Nothing happens when it is there already and equal; --replace changes one that is not.
+    """Add an AE title, or change one with --replace.
 
-    Each group of instances (a study, unless --group-by says otherwise) becomes a job of each pipeline.
+    Each group of instances (a study, unless --group-by says otherwise) becomes a job of each pipeline. Nothing happens
+    when it is there already and has all that is given. What is not given stays as it is; --pipeline names all of them.
 
     \b
     Examples: clara-flow dicom aetitle add BRAIN --pipeline brain-extraction --timeout 2
+              clara-flow dicom aetitle add BRAIN --timeout 10 --replace
               clara-flow dicom aetitle add CHEST -p lung.yaml -p nodules.yaml --set DESTINATION=PACS --priority higher
               clara-flow dicom aetitle add PATIENT -p brain-extraction --group-by 0010,0020 --setting late=ignore
     """
     from clara_flow.cli.arguments import parse_arguments
+    from clara_flow.deployments.trigger import House
+    from clara_flow.infra.images.catalog import installed
     from clara_flow.records import dicom_config
     from clara_flow.records.dicom_models import AeTitle
     from clara_flow.services.dicom.config_check import check_aetitle
+    from clara_flow.services.dicom.wanted_destinations import missing_destinations
+    from clara_flow.settings import load_settings
 
-    values = _pairs("--setting", settings)
     given = parse_arguments(arguments or [])
-    values |= {f"{ARGUMENT}{key}": value for key, value in given.items()}
     options = {
         "timeout": timeout_s if timeout_s is None else f"{timeout_s:g}",
         "groupBy": group_by,
         "priority": priority,
+        **{f"{ARGUMENT}{key}": value for key, value in given.items()},
     }
-    values |= {key: str(value) for key, value in options.items() if value is not None}
+    house_settings = load_settings(data_dir=data_dir)
     with records(data_dir) as engine:
-        values |= _pipelines(engine, data_dir, pipelines or [], given)
-        row = check_aetitle(
-            AeTitle(
-                name=name,
-                ae_title=ae_title,
-                overwrite_same_instance=overwrite,
-                ignored_sop_classes=ignore or [],
-                processor=processor,
-                processor_settings=values,
-                require_release=require_release,
-                deidentify=deidentify,
-            )
+        house = House(settings=house_settings, engine=engine, catalog=installed(house_settings.catalogs))
+        now = _living(engine, (name or ae_title).strip())
+        columns = merged(
+            now,
+            {
+                "name": name or None,
+                "ae_title": ae_title,
+                "overwrite_same_instance": overwrite,
+                "ignored_sop_classes": None if ignore is None else [text for text in ignore if text],
+                "processor": processor,
+                "require_release": require_release,
+                "deidentify": deidentify,
+            },
         )
-        outcome = put(
-            engine, row, key="name", what="an AE title named", now=_living(engine, row.name),
+        same_processor = now is not None and now.processor == columns.get("processor", now.processor)
+        columns["processor_settings"] = merged_settings(
+            house,
+            now.processor_settings if now is not None and same_processor else {},
+            pipelines=pipelines or (),
+            options=options,
+            others=pairs("--setting", settings),
+        )
+        row = check_aetitle(AeTitle(**({"name": ""} | columns)))
+        missing = missing_destinations(house, row)
+        outcome, told = put(
+            engine, row, key="name", what="an AE title named", now=now,
             add=dicom_config.add_aetitle, update=dicom_config.update_aetitle, replace=replace,
         )  # fmt: skip
         if json_:
             print_json(facts_of(dicom_config.get_aetitle(engine, row.name)))
             return
-    typer.echo(f"AE title {row.name}: {outcome}")
-    if outcome is not Outcome.SAME:
-        typer.echo("Who may send to it is said by `clara-flow dicom source add`.", err=True)
+        nobody_may_send = house.settings.dicom_reject_unknown_sources and not dicom_config.list_sources(engine)
+    typer.echo(f"AE title {row.name}: {outcome}{f' ({told})' if told else ''}")
+    for name in missing:
+        typer.echo(
+            f"Its results go to {name}, which is no destination yet. Add it: clara-flow dicom destination add {name} "
+            "--aetitle AETITLE --host HOST --port PORT",
+            err=True,
+        )
+    if nobody_may_send:
+        typer.echo("Nobody may send yet. Say who may: clara-flow dicom source add AETITLE --host HOST", err=True)
 
 
 @app.command("list")
@@ -128,7 +167,10 @@ def list_(json_: Json = False, data_dir: DataDir = None) -> None:
     if json_:
         print_json([facts_of(row) for row in rows])
         return
-    print_table([_cells(row) for row in rows], "There is no AE title: nothing can be sent. Add one: dicom aetitle add")
+    print_table(
+        [_cells(row) for row in rows],
+        "There is no AE title: nothing can be sent. Add one: clara-flow dicom aetitle add",
+    )
 
 
 @app.command()
@@ -195,46 +237,3 @@ def _cells(row: AeTitle) -> dict[str, str]:
 
 def _state(row: AeTitle) -> str:
     return "deleted, drains" if row.draining else "takes instances"
-
-
-def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    from clara_flow.errors import SettingsError
-
-    pairs = {}
-    for text in texts or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise SettingsError(f"{option} takes KEY=VALUE, found {text!r}")
-        pairs[key] = value
-    return pairs
-
-
-def _pipelines(
-    engine: sa.Engine, data_dir: Path | None, references: list[str], arguments: dict[str, str]
-) -> dict[str, str]:
-    """Settings `pipeline-<name of the pipeline>`; each is compiled once now, so that a study does not find it broken.
-
-    Raises SettingsError, InputError, DefinitionInvalid.
-    """
-    from clara_flow.deployments.pipelines import find_definition
-    from clara_flow.deployments.trigger import compile_definition
-    from clara_flow.errors import SettingsError
-    from clara_flow.records import pipelines
-    from clara_flow.settings import load_settings
-
-    found: dict[str, str] = {}
-    for reference in references:
-        try:
-            number = UUID(reference)
-        except ValueError:
-            path = find_definition(reference)
-            label = compile_definition(load_settings(data_dir=data_dir), path, arguments).plan.name
-            value = (
-                str(path.absolute()) if path == Path(reference) else reference
-            )  # a file, or the name of a bundled one
-        else:
-            label, value = pipelines.get_pipeline(engine, number).name, str(number)
-        if f"{PIPELINE}{label}" in found:
-            raise SettingsError(f"two pipelines are named {label!r}: give one of them another name in its definition")
-        found[f"{PIPELINE}{label}"] = value
-    return found

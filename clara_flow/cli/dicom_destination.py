@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clara_flow.cli.dicom_rows import Json, Replace, facts_of, print_json, print_table, put
+from clara_flow.cli.dicom_rows import Json, Outcome, Replace, facts_of, merged, print_json, put
 from clara_flow.cli.records import DataDir, records
+from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from clara_flow.services.dicom.probe import Step
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+
+LOOKED_AT = 100
 
 Name = Annotated[str, typer.Argument(help="Name of the destination, in any case.")]
 
@@ -32,67 +35,88 @@ def destination() -> None:
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="What pipelines call it.")],
-    ae_title: Annotated[str, typer.Option("--aetitle", help="Its AE title.")] = "",
-    host: Annotated[str, typer.Option(help="Its IP address or host name.")] = "",
+    ae_title: Annotated[str | None, typer.Option("--aetitle", help="Its AE title.")] = None,
+    host: Annotated[str | None, typer.Option(help="Its IP address or host name.")] = None,
     port: Annotated[int | None, typer.Option(help="Its port.")] = None,
     stow: Annotated[
-        str, typer.Option(metavar="URL", help="DICOMweb root of a STOW-RS server, instead of AE title, host and port.")
-    ] = "",
-    tls: Annotated[bool, typer.Option("--tls", help="Speak TLS with it.")] = False,
-    calling: Annotated[str, typer.Option(help="How we call ourselves there. Absent: dicom_scu_ae_title.")] = "",
-    concurrency: Annotated[int, typer.Option(metavar="N", help="Deliveries at once.")] = 2,
+        str | None,
+        typer.Option(metavar="URL", help="DICOMweb root of a STOW-RS server, instead of AE title, host and port."),
+    ] = None,
+    tls: Annotated[
+        bool | None, typer.Option("--tls/--no-tls", help="Whether TLS is spoken with it.", show_default=False)
+    ] = None,
+    calling: Annotated[
+        str | None, typer.Option(help="How we call ourselves there. dicom_scu_ae_title if absent.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Deliveries at once. 2 if absent.")] = None,
     commitment: Annotated[
-        bool, typer.Option("--commitment", help="Count an instance only when storage commitment confirms it.")
-    ] = False,
-    deidentify: Annotated[str, typer.Option(metavar="PROFILE", help="basic or basic-keep-dates. Off if absent.")] = "",
+        bool | None,
+        typer.Option(
+            "--commitment/--no-commitment",
+            help="Whether an instance counts only when storage commitment confirms it.",
+            show_default=False,
+        ),
+    ] = None,
+    deidentify: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="basic or basic-keep-dates. Off if absent.")
+    ] = None,
     credentials: Annotated[
-        str,
+        str | None,
         typer.Option(help="Variable of the environment, or Prefect block, with `user:password` or a bearer token."),
-    ] = "",
+    ] = None,
     replace: Replace = False,
     json_: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Add a destination. Nothing happens when it is there already and equal; --replace changes one that is not.
+    """Add a destination, or change one with --replace. What waits for it is tried at once.
+
+    Nothing happens when it is there already and has all that is given. What is not given stays as it is; "" takes a
+    text away.
 
     \b
     Examples: clara-flow dicom destination add PACS --aetitle ORTHANC --host 127.0.0.1 --port 4242
+              clara-flow dicom destination add PACS --port 11112 --replace
               clara-flow dicom destination add ARCHIVE --aetitle ARC --host 10.1.2.3 --port 2762 --tls --commitment
               clara-flow dicom destination add CLOUD --stow https://pacs.example/dicom-web --credentials CLOUD_LOGIN
     """
-    from clara_flow.records import dicom_config
-    from clara_flow.records.dicom_models import Destination, DestinationKind
+    from clara_flow.errors import SettingsError
+    from clara_flow.records import deliveries, dicom_config
+    from clara_flow.records.dicom_models import DeliveryState, Destination, DestinationKind
     from clara_flow.services.dicom.config_check import check_destination
 
-    row = check_destination(
-        Destination(
-            name=name,
-            kind=DestinationKind.STOW if stow else DestinationKind.DIMSE,
-            ae_title=ae_title,
-            host=host,
-            port=port,
-            url=stow,
-            tls=tls,
-            calling_ae=calling,
-            concurrency=concurrency,
-            storage_commitment=commitment,
-            deidentify=deidentify,
-            credentials=credentials,
-        )
-    )
+    node = {"ae_title": ae_title, "host": host, "port": port}
+    given = {
+        "tls": tls,
+        "calling_ae": calling,
+        "concurrency": concurrency,
+        "storage_commitment": commitment,
+        "deidentify": deidentify,
+        "credentials": credentials,
+    }
     with records(data_dir) as engine:
-        now = _present(engine, row.name)
-        if now is not None:
-            row.paused = now.paused  # that is for `pause` and `resume`
-        outcome = put(
-            engine, row, key="name", what="a destination", now=now,
+        now = _present(engine, name.strip())
+        if now is None and not stow and None in node.values():
+            raise SettingsError("a new destination needs --aetitle, --host and --port, or --stow")
+        columns = merged(now, {**node, **given, "url": stow, "name": None if now is not None else name})
+        if stow and not any(node.values()):
+            columns |= {"kind": DestinationKind.STOW, "ae_title": "", "host": "", "port": None}
+        elif not stow and any(node.values()):
+            columns |= {"kind": DestinationKind.DIMSE, "url": ""}
+        row = check_destination(Destination(**columns))
+        outcome, told = put(
+            engine, row, key="name", what="a destination named", now=now,
             add=dicom_config.add_destination, update=dicom_config.update_destination, replace=replace,
         )  # fmt: skip
         if json_:
             print_json(facts_of(dicom_config.get_destination(engine, row.name)))
             return
-    typer.echo(f"destination {row.name}: {outcome}")
-    typer.echo(f"Try it: clara-flow dicom destination test {row.name}", err=True)
+        failed = deliveries.list_deliveries(engine, state=DeliveryState.FAILED, destination=row.name, limit=LOOKED_AT)
+    typer.echo(f"destination {row.name}: {outcome}{f' ({told})' if told else ''}")
+    if outcome is not Outcome.SAME:
+        typer.echo(f"Try it: clara-flow dicom destination test {row.name}", err=True)
+        if not all(delivery.discarded for delivery in failed):
+            command = f"clara-flow results retry --failed --destination {row.name}"
+            typer.echo(f"Deliveries to it failed before. Send them now: {command}", err=True)
 
 
 @app.command("list")
@@ -119,7 +143,9 @@ def list_(json_: Json = False, data_dir: DataDir = None) -> None:
         }
         for row in rows
     ]
-    print_table(cells, "There is no destination: results stay where they are. Add one: dicom destination add")
+    print_table(
+        cells, "There is no destination: results stay where they are. Add one: clara-flow dicom destination add"
+    )
 
 
 @app.command()

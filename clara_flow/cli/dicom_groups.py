@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clara_flow.cli.records import DataDir, records
+from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
     from clara_flow.records.dicom_models import Group
@@ -55,23 +56,19 @@ def list_(
     if json_:
         typer.echo(json.dumps([_facts(row) for row in rows], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        Console().print("There is no group.", highlight=False)
-        return
-    table = Table(padding=(0, 1, 0, 0), box=None)
-    for heading in ("group", "AE title", "from", "state", "instances", "opened"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=1)
-    for row in rows:
-        counted = f"{row.instances} of {row.expected}" if row.expected else str(row.instances)
-        opened = f"{row.opened:%Y-%m-%d %H:%M:%S}"
-        table.add_row(
-            row.id.hex[:8], row.aetitle, row.calling_ae, row.state.lower(), counted, opened, row.message or row.rule
-        )
-    Console().print(table, highlight=False, markup=False)
+    cells = [
+        {
+            "group": row.id.hex[:8],
+            "AE title": row.aetitle,
+            "from": row.calling_ae,
+            "state": row.state.lower(),
+            "instances": f"{row.instances} of {row.expected}" if row.expected else str(row.instances),
+            "opened": f"{row.opened:%Y-%m-%d %H:%M:%S}",
+        }
+        for row in rows
+    ]
+    none = "There is no group." if all_ else "There is no group. (--all shows those that are over, too.)"
+    print_table(cells, none, notes=[row.message or row.rule for row in rows])
 
 
 @app.command()

@@ -14,9 +14,27 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Change one that is there already and says something else.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Change one that is there already: what is given, and nothing else.")
+]
 
 TIMES = ("created", "updated")
+SETTINGS = "processor_settings"
+WORDS = {  # columns as the options are called; others as they are
+    "ae_title": "AE title",
+    "calling_ae": "calling",
+    "deidentify": "de-identification",
+    "ignored_sop_classes": "ignored SOP classes",
+    "maximum_associations": "max-associations",
+    "overwrite_same_instance": "overwrite",
+    "require_release": "require-release",
+    "storage_commitment": "commitment",
+    "tls": "TLS",
+    "url": "STOW URL",
+    "user_name": "user",
+    "user_secret": "passcode",
+}
+SECRETS = ("user_secret",)
 
 
 class Outcome(StrEnum):
@@ -25,6 +43,12 @@ class Outcome(StrEnum):
     ADDED = "added"
     CHANGED = "changed"
     SAME = "there already"
+
+
+def merged(now: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row: those given (not None), the others as they are in `now` (None: nothing is there)."""
+    kept: dict[str, Any] = now.model_dump(exclude=set(TIMES)) if now is not None else {}
+    return kept | {column: value for column, value in given.items() if value is not None}
 
 
 def put(
@@ -37,32 +61,52 @@ def put(
     add: Callable[[sa.Engine, Any], Any],
     update: Callable[..., Any],
     replace: bool,
-) -> Outcome:
+) -> tuple[Outcome, str]:
     """Add a checked row. One that is there already and equal is left alone, so that commands may be repeated.
 
     key     its column; what: the noun for it. now: the row that is there, None for none.
 
-    Raises Conflict that says what differs, unless `replace`: then that is changed.
+    Returns what was done, and in words what is different then. Raises Conflict that says what differs, unless
+    `replace`: then that is changed.
     """
     from clara_flow.errors import Conflict
 
     if now is None:
         add(engine, row)
-        return Outcome.ADDED
+        return Outcome.ADDED, ""
     name = getattr(now, key)
     fresh = row.model_dump(exclude={*TIMES, "draining", key})
     differs = {column: value for column, value in fresh.items() if getattr(now, column) != value}
     if not differs:
-        return Outcome.SAME
+        return Outcome.SAME, ""
+    told = "; ".join(text for column, value in differs.items() for text in _steps(column, getattr(now, column), value))
     if not replace:
-        told = ", ".join(sorted(column.replace("_", " ") for column in differs))
         raise Conflict(
-            f"there is {what} {name!r} already, with another {told}; add --replace to change it",
-            name=name,
-            differs=sorted(differs),
+            f"there is {what} {name!r} already; --replace changes it ({told})", name=name, differs=sorted(differs)
         )
     update(engine, name, **differs)
-    return Outcome.CHANGED
+    return Outcome.CHANGED, told
+
+
+def _steps(column: str, before: Any, after: Any) -> list[str]:
+    """`timeout: 2 -> 3`, one for each setting of a processor; of a secret only that it is another one."""
+    if column == SETTINGS:
+        keys = sorted(before.keys() | after.keys())
+        return [
+            f"{key}: {_shown(before.get(key))} -> {_shown(after.get(key))}"
+            for key in keys
+            if before.get(key) != after.get(key)
+        ]
+    word = WORDS.get(column, column)
+    return [f"another {word}" if column in SECRETS else f"{word}: {_shown(before)} -> {_shown(after)}"]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return "none" if value in (None, "") else str(value)
 
 
 def facts_of(row: Any, secret: Sequence[str] = ()) -> dict[str, Any]:
@@ -74,23 +118,6 @@ def facts_of(row: Any, secret: Sequence[str] = ()) -> dict[str, Any]:
 def print_json(content: Any) -> None:
     """On stdout."""
     typer.echo(json.dumps(content, indent=2))
-
-
-def print_table(rows: Sequence[Mapping[str, str]], none: str) -> None:
-    """A column for each key; `none` where there is no row."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        Console().print(none, highlight=False)
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(value) for value in row.values()))
-    Console().print(table, highlight=False)
 
 
 def shown_time(moment: datetime) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clara_flow.cli.dicom_rows import Json, Replace, facts_of, print_json, print_table, put
+from clara_flow.cli.dicom_rows import Json, Replace, facts_of, merged, print_json, put
 from clara_flow.cli.records import DataDir, records
+from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -31,12 +32,14 @@ def source() -> None:
 @app.command()
 def add(
     ae_title: Annotated[str, typer.Argument(metavar="AETITLE", help="What the sender calls itself.")],
-    host: Annotated[str, typer.Option(help="Its IP address, network (10.1.0.0/16) or host name.")],
+    host: Annotated[str | None, typer.Option(help="Its IP address, network (10.1.0.0/16) or host name.")] = None,
     max_associations: Annotated[
         int | None,
         typer.Option(metavar="N", help="Associations that it may have at once. Absent: as many as there are."),
     ] = None,
-    user: Annotated[str, typer.Option(help="User name that its user identity negotiation must say.")] = "",
+    user: Annotated[
+        str | None, typer.Option(help='User name that its user identity negotiation must say. "": none any more.')
+    ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the passcode beside it from standard input.")
     ] = False,
@@ -44,11 +47,14 @@ def add(
     json_: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Add a sender. Nothing happens when it is there already and equal; --replace changes one that is not.
+    """Add a sender, or change one with --replace.
+
+    Nothing happens when it is there already and has all that is given. What is not given stays as it is.
 
     \b
     Examples: clara-flow dicom source add MODALITY --host 127.0.0.1
               clara-flow dicom source add CT1 --host 10.1.0.0/16 --max-associations 4
+              clara-flow dicom source add CT1 --host 10.2.0.0/16 --replace
               clara-flow dicom source add CLINIC --host pacs.clinic.example --user clinic --password-stdin < passcode
     """
     from clara_flow.errors import SettingsError
@@ -56,32 +62,35 @@ def add(
     from clara_flow.records.dicom_models import SourceNode
     from clara_flow.services.dicom.config_check import check_source, hashed_secret, is_secret
 
-    if password_stdin and not user:
-        raise SettingsError("--password-stdin needs --user beside it")
     password = sys.stdin.readline().rstrip("\r\n") if password_stdin else ""
     if password_stdin and not password:
         raise SettingsError("--password-stdin found nothing on standard input")
-    row = check_source(
-        SourceNode(
-            ae_title=ae_title,
-            host=host,
-            maximum_associations=max_associations,
-            user_name=user,
-            user_secret=hashed_secret(password) if password else "",
-        )
-    )
     with records(data_dir) as engine:
-        now = _present(engine, row.ae_title)
-        if now is not None and password and is_secret(password, now.user_secret):
-            row.user_secret = now.user_secret  # the same one, with another salt
-        outcome = put(
+        now = _present(engine, ae_title.strip())
+        if now is None and host is None:
+            raise SettingsError("a new source needs --host: its IP address, network or host name")
+        if password_stdin and not (user or (user is None and now is not None and now.user_name)):
+            raise SettingsError("--password-stdin needs --user beside it")
+        secret = None if user != "" else ""  # without a user there is none
+        if password:
+            is_same = now is not None and is_secret(password, now.user_secret)
+            secret = now.user_secret if now is not None and is_same else hashed_secret(password)  # another salt
+        given = {
+            "ae_title": ae_title,
+            "host": host,
+            "maximum_associations": max_associations,
+            "user_name": user,
+            "user_secret": secret,
+        }
+        row = check_source(SourceNode(**merged(now, given)))
+        outcome, told = put(
             engine, row, key="ae_title", what="a source", now=now,
             add=dicom_config.add_source, update=dicom_config.update_source, replace=replace,
         )  # fmt: skip
         if json_:
             print_json(facts_of(dicom_config.get_source(engine, row.ae_title), [SECRET]))
             return
-    typer.echo(f"source {row.ae_title}: {outcome}")
+    typer.echo(f"source {row.ae_title}: {outcome}{f' ({told})' if told else ''}")
 
 
 @app.command("list")
@@ -107,7 +116,11 @@ def list_(json_: Json = False, data_dir: DataDir = None) -> None:
         }
         for row in rows
     ]
-    print_table(cells, "There is no source: nobody may send, unless dicom_reject_unknown_sources is off.")
+    print_table(
+        cells,
+        "There is no source: nobody may send, unless dicom_reject_unknown_sources is off. "
+        "Add one: clara-flow dicom source add",
+    )
 
 
 @app.command()

@@ -221,7 +221,8 @@ def retry(engine: sa.Engine, delivery_id: uuid.UUID) -> Delivery:
         row = steps.locked(session, delivery_id)
         now = steps.clock(session)
         if row.state is DeliveryState.FAILED and _is_removed(session, row.payload_id):
-            raise Conflict(f"delivery {delivery_id} cannot be retried: the files of its job were removed")
+            reason = "the files of its job were removed"
+            raise Conflict(f"delivery {delivery_id} cannot be retried: {reason}", reason=reason)
         if steps.change(row, DeliveryEvent.RETRY, now):
             row.message = ""
             query = select(DeliveryItem).where(col(DeliveryItem.delivery_id) == delivery_id)

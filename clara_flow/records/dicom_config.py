@@ -17,7 +17,16 @@ from sqlmodel import Session, col, select
 
 from clara_flow.errors import Conflict, NotFound
 from clara_flow.records.database import reading, statements, transaction
-from clara_flow.records.dicom_models import AeTitle, Association, Destination, Group, GroupState, SourceNode
+from clara_flow.records.dicom_models import (
+    AeTitle,
+    Association,
+    Delivery,
+    DeliveryState,
+    Destination,
+    Group,
+    GroupState,
+    SourceNode,
+)
 
 CHANNEL = "clara_flow_dicom"
 LOCK = sa.select(sa.func.pg_advisory_xact_lock(0x4449434F4D))  # "DICOM" in ASCII: changes come one after the other
@@ -171,19 +180,24 @@ def get_destination(engine: sa.Engine, name: str) -> Destination:
 
 
 def add_destination(engine: sa.Engine, destination: Destination) -> Destination:
-    """Add it. Raises Conflict when there is one of that name, in any case."""
+    """Add it; what waits for it is tried at once. Raises Conflict when there is one of that name, in any case."""
     with _change(engine, "destination", destination.name) as session:
         taken = _same_name(session, destination.name)
         if taken is not None:
             raise Conflict(f"there is a destination named {taken.name!r} already", name=taken.name)
+        _end_pauses(session, destination.name)
         return _inserted(session, destination)
 
 
 def update_destination(engine: sa.Engine, name: str, **changes: Any) -> Destination:
-    """Change what is named; returns the row as it is then. Raises NotFound."""
+    """Change what is named; returns the row as it is then. Raises NotFound.
+
+    It may have been mended: what waits for it is tried at once.
+    """
     with _change(engine, "destination", name) as session:
         row = _destination(session, name)
         _changed(row, changes)
+        _end_pauses(session, row.name)
         session.add(row)
         return row
 
@@ -241,6 +255,19 @@ def _destination(session: Session, name: str) -> Destination:
 
 def _same_name(session: Session, name: str) -> Destination | None:
     return session.exec(select(Destination).where(sa.func.lower(Destination.name) == name.lower())).one_or_none()
+
+
+def _end_pauses(session: Session, name: str) -> None:
+    """Deliveries to it that were put off may be handed out now."""
+    session.execute(
+        sa.update(Delivery)
+        .where(
+            col(Delivery.state) == DeliveryState.PENDING,
+            col(Delivery.not_before).is_not(None),
+            sa.func.lower(col(Delivery.destination)) == name.lower(),
+        )
+        .values(not_before=None)
+    )
 
 
 def _names(session: Session, model: type[Row]) -> Sequence[str]:

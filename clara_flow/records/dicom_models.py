@@ -296,7 +296,8 @@ class Delivery(Record, table=True):
 
     job_id, pipeline_id, payload_id     texts, as whoever registered it gave them.
     uris            names of files relative to the payload's folder.
-    parameters      JSON text, as registered; destination: the one in it, where the agent is ours.
+    parameters      JSON text for the agent: as registered, or, where the agent is ours, the one destination.
+    destination     that one's name; "" where the agent is another's, or the parameters name none.
     retries         how often it failed and was put back. lease, lease_expires: who works at it, and until when.
     owner_*         the process that does, where its agent told.
     not_before      of the next attempt.

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from postgres_fixture import database_url  # noqa: F401
 
 from clara_flow.cli import start
-from clara_flow.records import deliveries, payloads
+from clara_flow.records import deliveries, dicom_config, payloads
 from clara_flow.records.database import connect
 from clara_flow.records.deliveries import ItemNews
-from clara_flow.records.dicom_models import Delivery, DeliveryState, ItemState
+from clara_flow.records.dicom_models import Delivery, DeliveryState, Destination, ItemState
 
 Command = Callable[..., tuple[int, str, str]]
 URIS = ["operators/writer/a.dcm", "operators/writer/b [1].dcm"]
@@ -28,7 +28,9 @@ URIS = ["operators/writer/a.dcm", "operators/writer/b [1].dcm"]
 def engine(database_url: str) -> Iterator[sa.Engine]:  # noqa: F811
     engine = connect(database_url)
     with engine.begin() as connection:
-        connection.execute(sa.text("TRUNCATE deliveries, delivery_items"))
+        connection.execute(sa.text("TRUNCATE deliveries, delivery_items, dicom_destinations"))
+    for name in ("PACS", "ARCHIVE"):
+        dicom_config.add_destination(engine, Destination(name=name, ae_title=name, host="127.0.0.1", port=104))
     yield engine
     engine.dispose()
 
@@ -87,18 +89,20 @@ def test_without_deliveries_it_says_so(command: Command) -> None:
 def test_a_list_says_where_they_go_and_why_not(command: Command, engine: sa.Engine) -> None:
     bad, waiting, gone = failed(engine), register(engine, "ARCHIVE [2]"), register(engine)
     deliveries.take(engine, "ClaraSCU", 1, 60, "archive [2]")
-    deliveries.fail(engine, waiting.id, True, "no answer")
+    deliveries.fail(engine, waiting.id, True, "no answer", not_before=datetime.now(UTC) + timedelta(seconds=89))
     deliveries.discard(engine, gone.id)
     status, out, _ = command("list")
     assert status == 0
     head, *lines = out.splitlines()
-    assert head.split() == ["delivery", "state", "destination", "job", "files", "retries", "age", "reason"]
-    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
-    assert [row[:6] + row[7:] for row in cells] == [
-        [str(gone.id)[:8], "discarded", "PACS (ClaraSCU)", "j", "2", "0", "discarded"],
-        [str(waiting.id)[:8], "Pending", "ARCHIVE [2] (ClaraSCU)", "j", "2", "1", "no answer"],
-        [str(bad.id)[:8], "Failed", "PACS (ClaraSCU)", "j", "2", "0", "1 of 2 files was refused"],
+    assert head.split() == ["delivery", "state", "destination", "job", "files", "retries", "age"]
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines[::2]]
+    assert [row[:6] for row in cells] == [
+        [str(gone.id)[:8], "discarded", "PACS (ClaraSCU)", "j", "2", "0"],
+        [str(waiting.id)[:8], "Pending", "ARCHIVE [2] (ClaraSCU)", "j", "2", "1"],
+        [str(bad.id)[:8], "Failed", "PACS (ClaraSCU)", "j", "2", "0"],
     ]
+    reasons = ["    discarded", "    no answer; next try in 1 min", "    1 of 2 files was refused"]
+    assert lines[1::2] == reasons
 
     def listed(*options: str) -> list[str]:
         status, out, _ = command("list", "--json", *options)
@@ -117,7 +121,7 @@ def test_ages_are_short(command: Command, engine: sa.Engine, age: int, shown: st
     with engine.begin() as connection:
         created = {"id": task.id, "created": datetime.now(UTC) - timedelta(seconds=age - 0.01)}
         connection.execute(sa.text("UPDATE deliveries SET created = :created WHERE id = :id"), created)
-    assert f" {shown} " in command("list")[1] + " "
+    assert command("list")[1].endswith(f" {shown}\n")
 
 
 def test_one_is_shown_file_by_file(command: Command, engine: sa.Engine) -> None:
@@ -127,9 +131,12 @@ def test_one_is_shown_file_by_file(command: Command, engine: sa.Engine) -> None:
     assert f"delivery     {task.id}" in out
     assert "reason       1 of 2 files was refused" in out
     assert "next try" not in out
-    (sent, poison) = (line.split() for line in out.splitlines() if line.startswith("operators/"))
-    assert sent == [URIS[0], "SENT", "1"]
-    assert poison == [*URIS[1].split(), "POISON", "1", "0xA900", "[identifier]"]
+    assert [line.split() for line in out.splitlines()[-4:]] == [
+        ["state", "attempts", "file"],
+        ["SENT", "1", URIS[0]],
+        ["POISON", "1", *URIS[1].split()],
+        ["0xA900", "[identifier]"],
+    ]
     facts = json.loads(command("show", str(task.id), "--json")[1])
     assert (facts["state"], facts["reason"], facts["retries"]) == ("Failed", "1 of 2 files was refused", 0)
     assert [item["state"] for item in facts["items"]] == ["SENT", "POISON"]
@@ -152,10 +159,24 @@ def test_all_that_failed_are_retried_at_once(command: Command, engine: sa.Engine
     payloads.mark_removed(engine, payload.id)
     status, out, _ = command("retry", "--failed", "--destination", "pacs")
     assert (status, out) == (
-        0, "1 failed delivery will be tried again; 1 cannot be: the files of their jobs were removed\n",
+        0, "1 failed delivery will be tried again; 1 cannot be: the files of its job were removed\n",
     )  # fmt: skip
     expected = {here.id: DeliveryState.PENDING} | dict.fromkeys([there.id, discarded.id, bare.id], DeliveryState.FAILED)
     assert states(engine) == expected
+
+
+def test_one_for_a_destination_that_is_not_there_says_so(command: Command, engine: sa.Engine) -> None:
+    """Trying it again would come to nothing; once somebody has added the destination, it goes."""
+    task = failed(engine, "ATTIC")
+    complaint = "there is no destination 'ATTIC'; add it first: clara-flow dicom destination add"
+    status, out, err = command("retry", str(task.id))
+    assert (status, out) == (3, "")
+    assert err == f"clara-flow: delivery {task.id} cannot be retried: {complaint}\n"
+    assert command("retry", "--failed")[1] == f"0 failed deliveries will be tried again; 1 cannot be: {complaint}\n"
+    node = Destination(name="Attic", ae_title="A", host="127.0.0.1", port=104)
+    dicom_config.add_destination(engine, node)
+    assert command("retry", str(task.id))[0] == 0
+    assert states(engine) == {task.id: DeliveryState.PENDING}
 
 
 def test_discarding_and_its_way_back(command: Command, engine: sa.Engine) -> None:

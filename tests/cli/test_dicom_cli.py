@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -19,10 +20,14 @@ from waiting import eventually
 
 from clara_flow.cli import start
 from clara_flow.deployments.pipelines import find_definition
+from clara_flow.deployments.trigger import compile_definition
+from clara_flow.plan import Plan
 from clara_flow.records import dicom_config as rows
 from clara_flow.records import pipelines
 from clara_flow.records.database import connect
 from clara_flow.services.dicom.config_check import is_secret
+from clara_flow.services.dicom.wanted_destinations import destinations_of
+from clara_flow.settings import load_settings
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -117,7 +122,8 @@ def test_a_pipeline_is_a_name_a_file_or_an_id(command: Command, engine: sa.Engin
     definition = find_definition("brain-extraction").read_text()
     path = tmp_path / "mine.yaml"
     path.write_text(definition.replace("name: brain-extraction", "name: mine", 1))
-    registered = pipelines.create_pipeline(engine, name="registered", definition=definition, plan={"name": "x"})
+    plan = compile_definition(load_settings(data_dir=tmp_path), path, {}).plan.model_dump(mode="json")
+    registered = pipelines.create_pipeline(engine, name="registered", definition=definition, plan=plan)
     options = ("-p", "brain-extraction", "-p", str(path), "-p", str(registered.id))
     settings = facts(command("aetitle", "add", "BRAIN", *options, "--json"))["processor_settings"]
     assert settings == {
@@ -143,7 +149,9 @@ def test_a_pipeline_is_a_name_a_file_or_an_id(command: Command, engine: sa.Engin
         (("source", "add", "CT", "--host", "a b"), 3, "an IP address or a host name"),
         (("source", "add", "CT", "--host", "10.0.0.1", "--password-stdin"), 2, "needs --user"),
         (("source", "add", "CT"), 2, "--host"),
-        (("destination", "add", "PACS"), 3, "1 to 16 characters"),
+        (("source", "add", "CT", "--host", "10.0.0.1", "--user", "", "--password-stdin"), 2, "needs --user"),
+        (("destination", "add", "PACS"), 2, "needs --aetitle, --host and --port"),
+        (("destination", "add", "PACS", "--aetitle", " ", "--host", "h", "--port", "1"), 3, "1 to 16 characters"),
         (("destination", "add", "PACS", "--stow", "pacs"), 3, "the DICOMweb root"),
         (("aetitle", "show", "X"), 3, "there is no AE title 'X'"),
         (("aetitle", "delete", "X"), 3, "there is no AE title 'X'"),
@@ -154,8 +162,14 @@ def test_a_pipeline_is_a_name_a_file_or_an_id(command: Command, engine: sa.Engin
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(
-    command: Command, engine: sa.Engine, arguments: tuple[str, ...], status: int, complaint: str
+    command: Command,
+    engine: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    status: int,
+    complaint: str,
 ) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("planted\n"))
     ended, out, err = command(*arguments)
     assert (ended, out) == (status, "")
     assert complaint in err
@@ -165,12 +179,12 @@ def test_what_makes_no_sense_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("arguments", "other", "differs"),
     [
-        (("aetitle", "add", "BRAIN", "-p", "brain-extraction"), ("--timeout", "9"), "processor settings"),
-        (("source", "add", "CT", "--host", "10.0.0.1"), ("--max-associations", "3"), "maximum associations"),
+        (("aetitle", "add", "BRAIN", "-p", "brain-extraction"), ("--timeout", "9"), "timeout: none -> 9"),
+        (("source", "add", "CT", "--host", "10.0.0.1"), ("--max-associations", "3"), "max-associations: none -> 3"),
         (
             ("destination", "add", "PACS", "--aetitle", "P", "--host", "10.0.0.1", "--port", "104"),
             ("--tls", "--commitment"),
-            "storage commitment, tls",
+            "TLS: no -> yes; commitment: no -> yes",
         ),
     ],
 )
@@ -181,9 +195,71 @@ def test_adding_may_be_repeated_and_does_not_change_by_accident(
     assert command(*arguments)[1].endswith("there already\n")
     status, _, err = command(*arguments, *other)
     assert status == 3
-    assert f"with another {differs}; add --replace" in err
-    assert command(*arguments, *other, "--replace")[1].endswith("changed\n")
+    assert f"already; --replace changes it ({differs})" in err
+    assert command(*arguments, *other, "--replace")[1].endswith(f"changed ({differs})\n")
     assert command(*arguments, *other)[1].endswith("there already\n")
+    assert command(*arguments)[1].endswith("there already\n")  # what is not given stays as it is
+
+
+def test_replace_changes_what_is_given_and_nothing_else(command: Command, engine: sa.Engine) -> None:
+    settings = ("-p", "brain-extraction", "--timeout", "2", "--priority", "higher", "--set", "DESTINATION=A")
+    command("aetitle", "add", "BRAIN", *settings, "--overwrite", "--deidentify", "basic", "--ignore", "1.2.3")
+    row = facts(command("aetitle", "add", "BRAIN", "--timeout", "3", "--replace", "--json"))
+    assert row["processor_settings"] == {
+        "pipeline-brain-extraction": "brain-extraction",
+        "timeout": "3",
+        "priority": "higher",
+        "argument-DESTINATION": "A",
+    }
+    assert (row["overwrite_same_instance"], row["deidentify"]) == (True, "basic")
+    row = facts(
+        command("aetitle", "add", "BRAIN", "--no-overwrite", "--deidentify", "", "--ignore", "", "--setting",
+                "priority=", "--replace", "--json")
+    )  # fmt: skip
+    assert "priority" not in row["processor_settings"]
+    assert (row["overwrite_same_instance"], row["deidentify"], row["ignored_sop_classes"]) == (False, "", [])
+    assert command("aetitle", "add", "BRAIN", "--set", "NOSUCH=1", "--replace")[0] == 3
+    assert rows.get_aetitle(engine, "BRAIN").processor_settings["argument-DESTINATION"] == "A"
+
+    command("destination", "add", "PACS", "--aetitle", "P", "--host", "10.0.0.1", "--port", "104", "--tls")
+    node = facts(command("destination", "add", "PACS", "--port", "11112", "--replace", "--json"))
+    assert (node["ae_title"], node["host"], node["port"], node["tls"]) == ("P", "10.0.0.1", 11112, True)
+    node = facts(command("destination", "add", "pacs", "--stow", "https://pacs/dicom-web", "--replace", "--json"))
+    assert (node["kind"], node["ae_title"], node["port"]) == ("STOW", "", None)
+    node = facts(
+        command("destination", "add", "PACS", "--aetitle", "P", "--host", "h", "--port", "1", "--replace", "--json")
+    )
+    assert (node["kind"], node["url"], node["tls"]) == ("DIMSE", "", True)
+
+    command("source", "add", "CT", "--host", "10.0.0.1", "--max-associations", "2")
+    node = facts(command("source", "add", "CT", "--host", "10.0.0.2", "--replace", "--json"))
+    assert (node["host"], node["maximum_associations"]) == ("10.0.0.2", 2)
+
+
+def test_an_ae_title_says_what_is_still_lacking(command: Command) -> None:
+    """A destination that its pipelines name, and a source; nothing of it when they are there."""
+    add = ("aetitle", "add", "BRAIN", "-p", "brain-extraction")
+    err = command(*add)[2]
+    assert "Its results go to PACS, which is no destination yet. Add it: clara-flow dicom destination add PACS" in err
+    assert "Nobody may send yet" in err
+    command("source", "add", "CT", "--host", "10.0.0.1")
+    command("destination", "add", "pacs", "--aetitle", "P", "--host", "10.0.0.1", "--port", "104")
+    assert command(*add)[2] == ""
+    err = command(*add, "--set", "DESTINATION=ARCHIVE", "--replace")[2]
+    assert "Its results go to ARCHIVE, which is no destination yet" in err
+    assert "Nobody may send" not in err
+
+
+def test_destinations_are_found_in_published_definitions() -> None:
+    command = ("python", "register.py", "--agent=clarascu", "--data", '[\\"PACS\\", \\"ARCHIVE\\"]')
+    plan = SimpleNamespace(
+        operators=[
+            SimpleNamespace(container=SimpleNamespace(command=command)),
+            SimpleNamespace(container=SimpleNamespace(command=("run", "--agent", "other", "--data", '"THIRD"'))),
+            SimpleNamespace(container=SimpleNamespace(command=())),
+        ]
+    )
+    assert destinations_of(cast(Plan, plan), ["ClaraSCU", "DICOMweb"]) == ["PACS", "ARCHIVE"]
 
 
 def test_a_passcode_is_read_from_stdin_and_kept_as_a_hash(
@@ -197,9 +273,14 @@ def test_a_passcode_is_read_from_stdin_and_kept_as_a_hash(
     assert is_secret("planted", rows.get_source(engine, "CT").user_secret)
     assert add("planted")[1].endswith("there already\n")  # whatever the salt
     assert add("other\n")[0] == 3
-    assert add("other\n", "--replace")[1].endswith("changed\n")
+    assert add("other\n", "--replace")[1].endswith("changed (another passcode)\n")
     assert is_secret("other", rows.get_source(engine, "CT").user_secret)
     assert "$" not in command("source", "list", "--json")[1]
+    assert command("source", "add", "CT", "--host", "10.0.0.2", "--replace")[0] == 0
+    assert is_secret("other", rows.get_source(engine, "CT").user_secret)
+    assert command("source", "add", "CT", "--user", "", "--replace")[0] == 0
+    assert rows.get_source(engine, "CT").user_secret == ""
+    assert add("planted\n", "--replace")[0] == 0
     assert add("\n")[0] == 2
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
-from clara_flow.records import deliveries
+from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.dicom_models import Delivery, Destination
 from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.export import breaker as breakers
@@ -238,15 +238,16 @@ class DestinationQueue:
             # No traceback: what its frames hold may be a patient's.
             message = f"the exporter broke ({type(error).__name__}: {place_of(error, steps=1)})"
             log.error("delivery %s: %s", delivery.id, message)
-            self._report(delivery, Settlement(Course.FAIL if is_last else Course.LATER, message))
+            self._report(delivery, destination, Settlement(Course.FAIL if is_last else Course.LATER, message))
             return
         if failure is not None:
             self._failed(failure)
         else:
             self._succeeded()
-        self._report(delivery, settlement)
+        self._report(delivery, destination, settlement)
 
-    def _report(self, delivery: Delivery, settlement: Settlement) -> None:
+    def _report(self, delivery: Delivery, destination: Destination, settlement: Settlement) -> None:
+        """destination   as it was when this was tried: where it was changed meanwhile, it is tried again at once."""
         facts = {"lease": delivery.lease}
         log.info("delivery %s to %s: %s", delivery.id, self.name, settlement.course)
         with suppress(StaleOwner, NotFound, Conflict):  # another has it, or somebody gave it up
@@ -259,6 +260,9 @@ class DestinationQueue:
                 first_s = max(first_s, COMMITMENT_S)
             wait_s = pause_s(delivery.retries, first_s, random.random())  # noqa: S311 - jitter
             self._desk.persistently(deliveries.fail, delivery.id, later, settlement.message, delay_s=wait_s, **facts)
+            # A change ends the pauses that it finds. One that it did not find, because this was being tried, ends here.
+            if later and self._desk.persistently(dicom_config.get_destination, self.name).updated > destination.updated:
+                self._desk.persistently(deliveries.retry, delivery.id)
 
     def _failed(self, failure: DestinationFailed) -> None:
         with self._changed:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-RESULTS = {1: "for good", 2: "for now"}
-SOURCES = {1: "the service user", 2: "the service provider (ACSE)", 3: "the service provider (presentation)"}
+RESULTS = {1: "rejected permanent", 2: "rejected transient"}
+SOURCES = {1: "service user", 2: "service provider, ACSE", 3: "service provider, presentation"}
 REASONS = {
     (1, 1): "no reason given",
     (1, 2): "application context name not supported",
@@ -28,12 +28,12 @@ def rejection_in_words(body: bytes) -> str:
     """Of the four bytes of an A-ASSOCIATE-RJ.
 
     >>> rejection_in_words(bytes([0, 1, 1, 7]))
-    'rejected the association for good: called AE title not recognised (by the service user)'
+    'rejected the association: called AE title not recognised (rejected permanent, service user)'
     """
     result, source, reason = body[1:4].ljust(3, b"\0")
-    lasting = RESULTS.get(result, f"with result {result}")
     why = REASONS.get((source, reason), f"reason {reason}")
-    return f"rejected the association {lasting}: {why} (by {SOURCES.get(source, f'source {source}')})"
+    by = SOURCES.get(source, f"source {source}")
+    return f"rejected the association: {why} ({RESULTS.get(result, f'result {result}')}, {by})"
 
 
 def abort_in_words(body: bytes) -> str:

@@ -218,7 +218,9 @@ def test_the_wrong_name_is_told_in_words(world: World) -> None:
         world.destination("PACS", peer.port, ae_title="WRONG")
         (delivery,) = world.register("PACS", *world.images(1))
         ended = world.ended(delivery)
-    assert "rejected the association for good: called AE title not recognised (by the service user)" in ended.message
+    assert (
+        "rejected the association: called AE title not recognised (rejected permanent, service user)" in ended.message
+    )
 
 
 def test_the_wrong_port_is_told_in_words_after_the_retries(world: World) -> None:

@@ -76,11 +76,11 @@ def node(port: int, timeout_s: float = 2) -> Node:
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        (reject(1, 1, 3), "rejected", "for good: calling AE title not recognised"),
-        (reject(1, 1, 7), "rejected", "for good: called AE title not recognised"),
-        (reject(2, 3, 2), "rejected", "for now: local limit exceeded"),
-        (reject(2, 3, 1), "rejected", "for now: temporary congestion"),
-        (reject(9, 9, 9), "rejected", "with result 9"),
+        (reject(1, 1, 3), "rejected", "calling AE title not recognised .rejected permanent, service user."),
+        (reject(1, 1, 7), "rejected", "called AE title not recognised .rejected permanent, service user."),
+        (reject(2, 3, 2), "rejected", "local limit exceeded .rejected transient, service provider"),
+        (reject(2, 3, 1), "rejected", "temporary congestion .rejected transient"),
+        (reject(9, 9, 9), "rejected", "reason 9 .result 9, source 9."),
         (ABORT, "aborted", "unexpected PDU"),
         (RELEASE, "protocol", "a PDU of type 5"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "protocol", "a PDU of"),

@@ -67,6 +67,28 @@ def test_an_open_breaker_waits_without_using_up_retries_and_probes(world: World)
         assert str(exporter._queues["pacs"].breaker.state) == "closed"
 
 
+def test_a_destination_that_is_mended_is_tried_at_once(make_world: MakeWorld) -> None:
+    """However long its deliveries were to wait; and one that was paused, when it is resumed."""
+    world = make_world(dicom_export_retry_delay_s=600)
+    world.destination("Pacs", free_port())
+    with scp() as peer, world.exporting():
+        (delivery,) = world.register("PACS", *world.images(1))
+        eventually(lambda: world.look(delivery).not_before is not None)
+        assert (world.look(delivery).state, world.look(delivery).retries) == (PENDING, 1)
+        dicom_config.update_destination(world.engine, "PACS", port=peer.port)
+        assert world.ended(delivery).state is SUCCEEDED
+
+
+def test_a_destination_that_is_mended_while_it_is_tried_is_tried_again_at_once(make_world: MakeWorld) -> None:
+    world = make_world(dicom_export_retry_delay_s=600, dicom_export_timeout_s=2)
+    with silent() as hanging, scp() as peer, world.exporting():
+        world.destination("PACS", hanging)
+        (delivery,) = world.register("PACS", *world.images(1))
+        eventually(lambda: world.look(delivery).state is DeliveryState.IN_PROGRESS)
+        dicom_config.update_destination(world.engine, "PACS", port=peer.port)
+        assert world.ended(delivery).state is SUCCEEDED
+
+
 def test_concurrency_is_each_destinations_own(make_world: MakeWorld) -> None:
     world, busy, most, lock = make_world(), [0], [0], threading.Lock()
     go_on = threading.Event()
