@@ -94,7 +94,7 @@ def rejections() -> list[Row]:
     return [
         (
             lasting[one.result],
-            f"{one.source} {SOURCES[one.source].removeprefix('the ')}",
+            f"{one.source} {SOURCES[one.source]}",
             f"{one.reason} {REASONS[one.source, one.reason]}",
             REJECTED_WHEN[one.name],
         )
