@@ -89,7 +89,7 @@ def test_without_deliveries_it_says_so(command: Command) -> None:
 def test_a_list_says_where_they_go_and_why_not(command: Command, engine: sa.Engine) -> None:
     bad, waiting, gone = failed(engine), register(engine, "ARCHIVE [2]"), register(engine)
     deliveries.take(engine, "ClaraSCU", 1, 60, "archive [2]")
-    deliveries.fail(engine, waiting.id, True, "no answer", not_before=datetime.now(UTC) + timedelta(seconds=89))
+    deliveries.fail(engine, waiting.id, True, "no answer", delay_s=89)
     deliveries.discard(engine, gone.id)
     status, out, _ = command("list")
     assert status == 0
