@@ -191,6 +191,12 @@ class Settings(BaseSettings):
         True, description="Whether the files of a job are removed some time after its last delivery."
     )
     results_retention_s: float = Field(28_800, ge=0, description="That time.")
+    dicom_record_retention_s: float = Field(
+        7_776_000,
+        ge=0,
+        description="How long records of received studies, deliveries and inference requests are kept once they are "
+        "over and their files are gone; 0: for ever.",
+    )
 
     runtime: Runtime = Field("process", description="How operators are launched by default.")
     docker_base_url: str | None = Field(

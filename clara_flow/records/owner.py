@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+def boot_id() -> str:
+    """Of this start of the machine: no two have the same. Raises OSError."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def process_start(pid: int) -> str:
     """When a process of this host started, as `boot id:clock ticks`; "" when there is no such process.
 
@@ -17,7 +22,7 @@ def process_start(pid: int) -> str:
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = boot_id()
     except OSError:
         return ""
     fields = stat.rpartition(")")[2].split()  # the name before it may hold anything; then field 3, the state

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records.teller import Teller
 from sqlmodel import col, select
 
 from clara_flow.errors import Conflict, InputError, NotFound, StaleOwner
@@ -20,12 +20,11 @@ from clara_flow.records import dicom_groups as groups
 from clara_flow.records import dicom_ingest
 from clara_flow.records.database import reading
 from clara_flow.records.dicom_groups import PlannedJob, job_id_of
-from clara_flow.records.dicom_ingest import Closed, GroupingRule, Ingested, Late, Opened, Stored
+from clara_flow.records.dicom_ingest import GroupingRule, Late
 from clara_flow.records.dicom_lines import LONGEST_TEXT, digest, fitted
 from clara_flow.records.dicom_models import Association, Group, GroupState, Instance
 from clara_flow.records.doorbell import Doorbell
 
-NOW = datetime(2026, 5, 6, tzinfo=UTC)
 TABLES = "dicom_groups, dicom_instances, dicom_submissions, dicom_associations, dicom_journals"
 
 
@@ -33,39 +32,6 @@ TABLES = "dicom_groups, dicom_instances, dicom_submissions, dicom_associations, 
 def _no_rows(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text(f"TRUNCATE {TABLES} CASCADE"))
-
-
-class Teller:
-    """Tells the tables lines of one journal."""
-
-    def __init__(self, engine: sa.Engine, journal: str = "j", **rules: GroupingRule) -> None:
-        self.engine, self.journal, self.offset = engine, journal, 0
-        self.rules: Mapping[str, GroupingRule] = rules or {"BRAIN": GroupingRule()}
-        self.count = 0
-
-    def tell(self, *lines: Any) -> Ingested:
-        told = dicom_ingest.ingest(
-            self.engine, self.journal, lines, offset=self.offset, new_offset=self.offset + len(lines), rules=self.rules
-        )
-        self.offset += len(lines)
-        return told
-
-    def open(self, **facts: Any) -> Opened:
-        plain = {"calling_ae": "MR", "called_ae": "BRAIN", "aetitle": "BRAIN"}
-        return Opened(**{"association": uuid.uuid4(), "at": NOW, **plain, **facts})
-
-    def store(self, opened: Opened, uid: str, study: str = "1.2", **facts: Any) -> Stored:
-        self.count += 1
-        plain: dict[str, Any] = {
-            "path": f"instances/{opened.association}/{self.count}.dcm", "size_bytes": 10, "sop_class_uid": "1.1",
-            "series_uid": f"{study}.1", "transfer_syntax": "1.9",
-        }  # fmt: skip
-        return Stored(
-            association=opened.association, at=NOW, sop_instance_uid=uid, study_uid=study, **{**plain, **facts}
-        )  # fmt: skip
-
-    def close(self, opened: Opened, how: str = "released") -> Closed:
-        return Closed(association=opened.association, at=NOW, how=how)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from clara_flow.services.dicom.inference import InferenceWorker
 from clara_flow.services.dicom.listener_config import ListenerConfigFile
 from clara_flow.services.dicom.loops import Loop, Loops
 from clara_flow.services.dicom.places import Places
+from clara_flow.services.dicom.retention import Retention
 from clara_flow.services.dicom.spool import Spool
 from clara_flow.services.dicom_service import ADAPTER, LISTENER_PROGRAM
 from clara_flow.services.endings import on_end
@@ -95,6 +96,7 @@ def loops_of(house: House, places: Places) -> list[Loop]:
         ("grouper", lambda stop: Grouper(house, places.spool).run(stop)),
         ("exporter", lambda stop: Exporter(house).run(stop)),
         ("cleanup", lambda stop: CleanUp(house).run(stop)),
+        ("retention", lambda stop: Retention(house).run(stop)),
         ("inference", lambda stop: InferenceWorker(house).run(stop)),
     ]
     if settings.dicom_inbox is not None:

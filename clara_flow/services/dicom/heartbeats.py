@@ -11,22 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clara_flow.records.owner import boot_id
+
 EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """When a loop was last heard of (Unix time), its process, and what it said of itself."""
+    """When a loop was last heard of (Unix time), its process, and what it said of itself.
+
+    age_s   seconds since then, by a clock that all processes of this machine share and nobody sets; since the machine
+            was started again, by the time of day.
+    """
 
     name: str
     at: float
     pid: int
     facts: Mapping[str, Any]
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since then; never negative, also when the clock was set back."""
-        return max(0.0, time.time() - self.at)
+    age_s: float
 
 
 class Heartbeats:
@@ -42,7 +44,8 @@ class Heartbeats:
         if now - self._told.get(name, -EVERY_S) < EVERY_S:
             return
         self._told[name] = now
-        text = json.dumps({"at": time.time(), "pid": os.getpid(), "facts": facts})
+        moment = {"at": time.time(), "boot": boot_id(), "since_boot_s": now}
+        text = json.dumps({**moment, "pid": os.getpid(), "facts": facts})
         partial = self.folder / f".{name}.{os.getpid()}"
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,5 +59,12 @@ def read_all(folder: Path) -> list[Beat]:
     for path in sorted(folder.glob("[!.]*.json")):
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(path.read_text(encoding="utf-8"))
-            beats.append(Beat(path.stem, float(content["at"]), int(content["pid"]), dict(content["facts"])))
+            at, facts = float(content["at"]), dict(content["facts"])
+            beats.append(Beat(path.stem, at, int(content["pid"]), facts, _age_s(content)))
     return beats
+
+
+def _age_s(content: Mapping[str, Any]) -> float:
+    if content["boot"] == boot_id():
+        return max(0.0, time.monotonic() - float(content["since_boot_s"]))
+    return max(0.0, time.time() - float(content["at"]))

@@ -16,6 +16,7 @@ from services.gateway.serving import client, served
 from clara_flow.deployments.trigger import House
 from clara_flow.records.database import connect, transaction
 from clara_flow.records.dicom_models import Group, GroupState
+from clara_flow.records.owner import boot_id
 from clara_flow.services import health
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.places import Places
@@ -34,7 +35,8 @@ def beat_all(house: House) -> None:
 def age(house: House, loop: str, seconds: float) -> None:
     """Make a loop one that was heard of so long ago."""
     path = Places.of(house.settings).heartbeats / f"{loop}.json"
-    path.write_text(json.dumps({"at": time.time() - seconds, "pid": os.getpid(), "facts": FACTS}))
+    then = {"at": time.time() - seconds, "boot": boot_id(), "since_boot_s": time.monotonic() - seconds}
+    path.write_text(json.dumps({**then, "pid": os.getpid(), "facts": FACTS}))
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
@@ -54,6 +56,27 @@ def test_one_dead_loop_is_unhealthy(house: House, gateway: httpx.Client, loop: s
     services = gateway.get("/health/status").json()["services"]
     stopped = {name for name, state in services.items() if state == "Stopped"}
     assert stopped == {name for name, own in health.SERVICES.items() if loop.partition("-")[0] == own}
+
+
+@pytest.mark.parametrize("jump_s", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_kills_no_loop_and_hides_no_dead_one(
+    house: House, gateway: httpx.Client, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    beat_all(house)
+    age(house, "grouper", health.SILENT_AFTER_S + 1)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+    services = gateway.get("/health/status").json()["services"]
+    assert {name for name, state in services.items() if state != "Running"} == {"JobSubmission"}
+
+
+def test_a_beat_before_the_machine_was_started_again_is_old(house: House) -> None:
+    path = Places.of(house.settings).heartbeats / "grouper.json"
+    path.parent.mkdir(parents=True)
+    then = {"at": time.time() - 60, "boot": "another", "since_boot_s": time.monotonic()}
+    path.write_text(json.dumps({**then, "pid": 1, "facts": {}}))
+    (beat,) = health.beats(house.settings)
+    assert 60 <= beat.age_s < 120
 
 
 def test_each_listener_that_should_run_is_counted_and_those_of_earlier_days_are_not(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from clara_flow.errors import PayloadError, StorageError
 from clara_flow.records import dicom_group_files as records
 from clara_flow.records.dicom_models import Instance
 from clara_flow.services.dicom.grouping.names import payload_names
-from clara_flow.services.dicom.journal import INSTANCES
+from clara_flow.services.dicom.journal import INSTANCES, JournalReader
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,32 @@ class Files:
         return self._unlink(records.removable(self.house.engine, group_id))
 
     def sweep(self) -> int:
-        """Remove what groups that are over left in the spool, wherever a process ended; how many files went."""
-        removed = 0
-        for folder in (self.spool / INSTANCES).glob("*"):
-            with suppress(ValueError):  # no folder of an association
-                done, _ = records.removable_of_association(self.house.engine, UUID(folder.name))
-                removed += self._unlink(path for path in done if (self.spool / path).exists())
+        """Remove what groups that are over left in the spool, wherever a process ended; how many files went.
+
+        Files that no journal and no group tells of go, too, once they are older than `orphan_payload_s`: a power cut
+        took their line, so they were never acknowledged. When the tables know not a single file that is here, they are
+        taken for another installation's, and none of these goes.
+        """
+        before = time.time() - self.house.settings.orphan_payload_s
+        folders = [folder for folder in (self.spool / INSTANCES).glob("*") if _is_association(folder)]
+        old = {folder for folder in folders if _touched(folder) < before}
+        told = self._told() if old else set()  # before the tables are asked: a journal goes once they have it
+        removed, known, unknown = 0, False, list[Path]()
+        for folder in folders:
+            done, needed = records.removable_of_association(self.house.engine, UUID(folder.name))
+            removed += self._unlink(path for path in done if (self.spool / path).exists())
+            known = known or bool(done or needed)
+            if folder in old and not done and not needed and folder.name not in told:
+                unknown.append(folder)
+        if known:
+            for folder in unknown:
+                removed += self._unlink(str(path.relative_to(self.spool)) for path in folder.glob("*"))
         return removed
+
+    def _told(self) -> set[str]:
+        """The associations that stand in a journal."""
+        reader = JournalReader(self.spool)
+        return {str(entry.association) for name in reader.names() for entry in reader.entries(name)}
 
     def _find(self, row: Instance) -> Path | None:
         spooled = self.spool / row.path
@@ -73,3 +92,19 @@ class Files:
             except OSError as error:
                 raise StorageError(f"the spool's file {path} cannot be removed: {error.strerror}") from None
         return removed
+
+
+def _is_association(folder: Path) -> bool:
+    try:
+        UUID(folder.name)
+    except ValueError:
+        return False
+    return True
+
+
+def _touched(folder: Path) -> float:
+    """When something was last added to a folder (Unix time); in the future when it is gone."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
