@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,8 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
-from platform_fixture import free_port
+from dcmtk import Storescp
 from postgres_fixture import database_url  # noqa: F401
-from waiting import eventually
 
 from clara_flow.cli import start
 from clara_flow.deployments.pipelines import find_definition
@@ -308,24 +305,19 @@ def test_sources_and_destinations_are_deleted_paused_and_resumed(command: Comman
 
 
 def test_a_destination_is_tried(command: Command, tmp_path: Path) -> None:
-    port, folder = free_port(), tmp_path / "received"
-    folder.mkdir()
-    command("destination", "add", "PACS", "--aetitle", "P", "--host", "127.0.0.1", "--port", str(port))
+    peer = Storescp(tmp_path / "received")
+    command("destination", "add", "PACS", "--aetitle", "P", "--host", "127.0.0.1", "--port", str(peer.port))
     status, out, _ = command("destination", "test", "PACS")
     assert status == 1
     assert "FAILED  connection" in out
     assert "Is the port right?" in out
-    peer = subprocess.Popen(["storescp", "-od", str(folder), str(port)], env={**os.environ, "TCP_NODELAY": "1"})
-    try:
-        eventually(lambda: command("destination", "test", "PACS", "--no-store")[0] == 0)
-        assert list(folder.iterdir()) == []
+    with peer:
+        assert command("destination", "test", "PACS", "--no-store")[0] == 0
+        assert peer.received == []
         status, out, _ = command("destination", "test", "pacs", "--json")
-    finally:
-        peer.terminate()
-        peer.wait(10)
     assert status == 0
     assert [step["name"] for step in json.loads(out)] == ["name", "connection", "association", "echo", "store"]
-    assert len(list(folder.iterdir())) == 1
+    assert len(peer.received) == 1
 
 
 def test_without_a_database_it_says_what_to_do(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

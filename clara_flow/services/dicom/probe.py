@@ -21,12 +21,13 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from clara_flow.records.delivery_states import SENT
 from clara_flow.records.dicom_models import Destination, DestinationKind
 from clara_flow.services.dicom.credentials import authorization, secret_of
+from clara_flow.services.dicom.export.dialing import tls_trouble
 from clara_flow.services.dicom.export.link import Link
 from clara_flow.services.dicom.export.proposals import Context, Node
-from clara_flow.services.dicom.export.refusals import REASONS
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
 from clara_flow.services.dicom.export.sender import DestinationFailed
 from clara_flow.services.dicom.export.senders import client_context
+from clara_flow.services.dicom.probe_remedies import CHECK_SPELLING, SEE_ITS_LOG, remedy_for
 from clara_flow.services.dicom.synthetic import TRANSFER_SYNTAXES, encoded, synthetic_instance
 from clara_flow.settings import Settings
 
@@ -34,27 +35,6 @@ VERIFICATION = "1.2.840.10008.1.1"
 PORTS = {"http": 80, "https": 443}
 STUDIES = "/studies"
 LONGEST_S = 20.0  # somebody waits
-
-SEE_ITS_LOG = "Look at the destination's log; it knows why."
-CHECK_SPELLING = "Check the spelling, or give its IP address."
-REGISTER_US = "Register our AE title {calling!r} and this machine's address at the destination."
-REJECTIONS = {  # reason of an A-ASSOCIATE-RJ -> what to do
-    REASONS[1, 3]: REGISTER_US,
-    REASONS[
-        1, 7
-    ]: "Its AE title is not {called!r}; case counts. Look it up there, and add the destination anew with it.",
-    REASONS[3, 1]: "It has too much to do. Try again, and lower --concurrency if it stays so.",
-    REASONS[3, 2]: "It has too many associations. Try again, and lower --concurrency if it stays so.",
-}
-FAILURES = {  # kinds of DestinationFailed -> what to do
-    "rejected": SEE_ITS_LOG + " Is our AE title {calling!r} registered there, with this machine's address?",
-    "aborted": "Something answers there that is no DICOM peer, or that wants TLS (--tls). " + SEE_ITS_LOG,
-    "lost": "Does it want TLS (--tls), or not? Is it DICOM that listens on this port? " + SEE_ITS_LOG,
-    "silent": "Something takes connections there and says nothing. Does it want TLS (--tls)? Does it hang?",
-    "protocol": "What listens there does not speak DICOM as it should. Is the port right?",
-    "unreachable": "It speaks no TLS on this port, or its certificate is of an authority that is not in "
-    "dicom_tls_authorities, or it wants one of ours.",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +184,7 @@ class DimseProbe:
             return ask()
         except DestinationFailed as error:
             called, calling = self.destination.ae_title, self.caller.ae_title
-            remedy = next(
-                (REJECTIONS[reason] for reason in REJECTIONS if reason in str(error)),
-                FAILURES.get(error.kind, SEE_ITS_LOG),
-            )
-            raise Failed(str(error), remedy.format(called=called, calling=calling)) from None
+            raise Failed(str(error), remedy_for(str(error), error.kind, called=called, calling=calling)) from None
 
 
 class StowProbe:
@@ -218,6 +194,8 @@ class StowProbe:
         self.url = destination.url.rstrip("/").removesuffix(STUDIES)
         self.caller = caller
         self._session = requests.Session()
+        self._session.trust_env = False  # else REQUESTS_CA_BUNDLE comes before the authorities
+        self._session.proxies = requests.utils.get_environ_proxies(self.url)
 
     def attempts(self, store: bool) -> list[Attempt]:
         """In their order."""
@@ -241,7 +219,8 @@ class StowProbe:
             timeout=self.caller.timeout_s,
         )
         client.set_http_retry_params(retry=False)
-        self._session.verify = str(self.caller.authorities) if self.caller.authorities else True
+        system = ssl.get_default_verify_paths()
+        self._session.verify = str(self.caller.authorities or system.cafile or system.capath or "") or True
         if self.caller.certificate is not None:
             certificate, key = self.caller.certificate
             self._session.cert = str(certificate), str(key)
@@ -249,8 +228,9 @@ class StowProbe:
             answer = client.store_instances([synthetic_instance(TRANSFER_SYNTAXES[0])])
         except requests.HTTPError as error:
             raise _refused(error.response) from None
-        except requests.exceptions.SSLError:
-            raise Failed("TLS with it failed", FAILURES["unreachable"]) from None
+        except requests.exceptions.SSLError as error:
+            said = f"TLS with the destination failed: {tls_trouble(error)}"
+            raise Failed(said, remedy_for(said)) from None
         except requests.Timeout:
             raise Failed(f"it did not answer within {self.caller.timeout_s:g} s", SEE_ITS_LOG) from None
         except requests.RequestException as error:

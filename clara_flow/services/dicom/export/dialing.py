@@ -79,6 +79,16 @@ def in_words(error: Exception) -> str:
     """What went wrong on a connection, without addresses."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLEOFError):
+        return "within TLS, without a reason"
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS error").replace("_", " ").lower()
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
+
+
+def tls_trouble(error: BaseException) -> str:
+    """The words of TLS where that is what has led to a library's error; "" where it is not."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ssl.SSLError):
+        inner = inner.__cause__ or inner.__context__
+    return in_words(inner) if inner is not None else ""

@@ -17,6 +17,7 @@ from pydicom import dcmwrite
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.dicom_models import ItemState
 from clara_flow.services.dicom.credentials import authorization
+from clara_flow.services.dicom.export.dialing import tls_trouble
 from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
@@ -168,7 +169,9 @@ class StowSender:
             kind = "unreachable" if isinstance(error, httpx.ConnectTimeout) else "silent"
             return DestinationFailed(kind, f"the destination did not answer within {self._timeout_s:g} s")
         if isinstance(error, httpx.ConnectError):
-            return DestinationFailed("unreachable", "the destination cannot be reached")
+            why = tls_trouble(error)
+            said = f"TLS with the destination failed: {why}" if why else "the destination cannot be reached"
+            return DestinationFailed("unreachable", said)
         if isinstance(error, OSError):
             return DestinationFailed("lost", f"a file cannot be read: {(error.strerror or 'error').lower()}")
         return DestinationFailed("lost", f"the destination broke the connection ({type(error).__name__})")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import os
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dcmtk import Storescp
 from platform_fixture import free_port
 from pydicom import dcmread
 from pynetdicom import AE, evt
-from waiting import eventually
 
 from clara_flow.records.dicom_models import Destination, DestinationKind
 from clara_flow.services.dicom.probe import Caller, Step, probe
@@ -39,28 +37,6 @@ def said(tried: list[Step]) -> list[tuple[str, bool]]:
     return [(step.name, step.ok) for step in tried]
 
 
-def is_open(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def storescp(folder: Path, *options: str) -> Iterator[int]:
-    """dcmtk's, on a free port; what it takes lies in `folder`."""
-    port = free_port()
-    process = subprocess.Popen(
-        ["storescp", "-od", str(folder), *options, str(port)], env={**os.environ, "TCP_NODELAY": "1"}
-    )
-    try:
-        eventually(lambda: is_open(port))
-        yield port
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
 @contextlib.contextmanager
 def pynetdicom_scp(
     prepare: Callable[[AE], None] = lambda ae: None, *, classes: tuple[str, ...] = (VERIFICATION, SECONDARY_CAPTURE),
@@ -80,9 +56,9 @@ def pynetdicom_scp(
 
 
 def test_a_well_one_passes_every_step_and_holds_the_image_once(tmp_path: Path) -> None:
-    with storescp(tmp_path) as port:
-        tried = steps(pacs(port))
-        steps(pacs(port))
+    with Storescp(tmp_path) as peer:
+        tried = steps(pacs(peer.port))
+        steps(pacs(peer.port))
     assert said(tried) == [(name, True) for name in ("name", "connection", "association", "echo", "store")]
     (stored,) = tmp_path.iterdir()
     instance = dcmread(stored)
@@ -91,8 +67,8 @@ def test_a_well_one_passes_every_step_and_holds_the_image_once(tmp_path: Path) -
 
 
 def test_without_a_store_nothing_is_left_there(tmp_path: Path) -> None:
-    with storescp(tmp_path) as port:
-        assert said(steps(pacs(port), store=False))[-1] == ("echo", True)
+    with Storescp(tmp_path) as peer:
+        assert said(steps(pacs(peer.port), store=False))[-1] == ("echo", True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,8 +118,8 @@ def test_a_rejection_is_explained(prepare: Callable[[AE], None], reason: str, re
 
 
 def test_dcmtk_that_refuses_every_association(tmp_path: Path) -> None:
-    with storescp(tmp_path, "--refuse") as port:
-        tried = steps(pacs(port))
+    with Storescp(tmp_path, "--refuse") as peer:
+        tried = steps(pacs(peer.port))
     assert said(tried)[-1] == ("association", False)
     assert "rejected the association" in tried[-1].detail
     assert tried[-1].remedy

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from dcmtk import Storescp
 from postgres_fixture import database_url  # noqa: F401
 from services.dicom.export.export_world import MakeWorld, World
-from services.dicom.export.peers import Storescp
 
 from clara_flow.records.database import connect
 

@@ -1,69 +1,20 @@
-"""Peers to send to: dcmtk's storescp, pynetdicom's SCPs with a mind of their own, sockets that misbehave."""
+"""Peers to send to: pynetdicom's SCPs with a mind of their own, sockets that misbehave."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import pytest
+from platform_fixture import free_port
 from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
-from waiting import eventually
 
 STORAGE = ["1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.7"]  # CT, MR, SC
 PLAIN = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-class Storescp:
-    """dcmtk's storescp, as a process that can be killed and started again on its port."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        if shutil.which("storescp") is None:
-            pytest.skip("dcmtk is not installed")
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.options, self.port = folder, options, free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            ["storescp", *self.options, "--output-directory", str(self.folder), str(self.port)],
-            env={**os.environ, "TCP_NODELAY": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        eventually(lambda: answers(self.port))
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    @property
-    def received(self) -> list[Path]:
-        return sorted(self.folder.iterdir())
 
 
 class Scp:

@@ -12,8 +12,8 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from platform_fixture import free_port
 from pydicom import dcmread
-from services.dicom.export.peers import free_port
 from waiting import eventually
 
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from dcmtk import Storescp
+from platform_fixture import free_port
 from pydicom import dcmread
 from pynetdicom import evt
 from services.dicom.export.export_world import MakeWorld, World
 from services.dicom.export.images import RLE, data_set_bytes, image, same_pixels, sample, write
-from services.dicom.export.peers import Storescp, free_port, scp, silent
+from services.dicom.export.peers import scp, silent
 from waiting import eventually
 
 from clara_flow.records import deliveries, dicom_config

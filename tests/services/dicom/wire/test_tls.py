@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import dcmtk
 import pytest
+from certificates import Authority, Certificate
+from pydicom.data import get_testdata_file
 from pynetdicom import AE, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from services.dicom.wire.conftest import Listening
@@ -18,25 +19,23 @@ from waiting import eventually
 
 from clara_flow.errors import SettingsError
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made by openssl")
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Known to the listener and its peers."""
+    return Authority(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of localhost that is its own authority, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    paths = folder / "certificate.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command += ["-out", str(paths[0]), "-keyout", str(paths[1])]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    return paths
+@pytest.fixture(scope="module")
+def certificate(authority: Authority) -> Certificate:
+    """The listener's."""
+    return authority.issue("listener")
 
 
 @pytest.fixture
-def secure(listen: Callable[..., Listening], certificate: tuple[Path, Path]) -> Listening:
+def secure(listen: Callable[..., Listening], certificate: Certificate) -> Listening:
     """A listener with a TLS port beside the plain one."""
-    return listen(tls_port=0, tls_certificate=certificate[0], tls_key=certificate[1])
+    return listen(tls_port=0, tls_certificate=certificate.certificate, tls_key=certificate.key)
 
 
 class SecurePeer(ScriptedPeer):
@@ -47,18 +46,18 @@ class SecurePeer(ScriptedPeer):
         self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
 
 
-def client(certificate: tuple[Path, Path], *, own: bool = False) -> ssl.SSLContext:
-    """Trusts the listener; own: shows a certificate itself."""
-    context = ssl.create_default_context(cafile=str(certificate[0]))
-    if own:
-        context.load_cert_chain(*certificate)
+def client(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
+    """Trusts the listener; shows its own certificate where it has one."""
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    if own is not None:
+        context.load_cert_chain(own.certificate, own.key)
     return context
 
 
-def test_stored_over_tls(secure: Listening, certificate: tuple[Path, Path]) -> None:
+def test_stored_over_tls(secure: Listening, authority: Authority) -> None:
     data = data_set(PixelData=bytes(3_000_000))
     assert secure.listener.tls_port is not None
-    with SecurePeer(secure.listener.tls_port, client(certificate)) as peer:
+    with SecurePeer(secure.listener.tls_port, client(authority)) as peer:
         peer.associate()
         peer.send(data_pdu(1, store_rq(), command=True))
         for at in range(0, len(data), 100_000):
@@ -72,14 +71,14 @@ def test_stored_over_tls(secure: Listening, certificate: tuple[Path, Path]) -> N
         plain.release()
 
 
-def test_pynetdicom_over_tls(secure: Listening, certificate: tuple[Path, Path]) -> None:
+def test_pynetdicom_over_tls(secure: Listening, authority: Authority) -> None:
     ae = AE(ae_title="MODALITY")
     association = ae.associate(
         "127.0.0.1",
         secure.listener.tls_port,
         [build_context(Verification)],
         ae_title="BRAIN",
-        tls_args=(client(certificate), "localhost"),
+        tls_args=(client(authority), "localhost"),
     )
     assert association.is_established
     assert association.send_c_echo().Status == 0
@@ -87,10 +86,10 @@ def test_pynetdicom_over_tls(secure: Listening, certificate: tuple[Path, Path]) 
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-def test_old_versions_and_plain_text_are_refused(secure: Listening, certificate: tuple[Path, Path]) -> None:
+def test_old_versions_and_plain_text_are_refused(secure: Listening, authority: Authority) -> None:
     port = secure.listener.tls_port
     assert port is not None
-    old = client(certificate)
+    old = client(authority)
     old.minimum_version = ssl.TLSVersion.TLSv1
     old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -101,21 +100,71 @@ def test_old_versions_and_plain_text_are_refused(secure: Listening, certificate:
     eventually(lambda: secure.listener.counters.rejections["tls"] >= 2)
 
 
-def test_certificates_of_peers(listen: Callable[..., Listening], certificate: tuple[Path, Path]) -> None:
-    listening = listen(
-        tls_port=0, tls_certificate=certificate[0], tls_key=certificate[1], tls_authorities=certificate[0]
+@pytest.fixture
+def choosy(listen: Callable[..., Listening], authority: Authority, certificate: Certificate) -> Listening:
+    """A listener that wants to see certificates."""
+    return listen(
+        tls_port=0,
+        tls_certificate=certificate.certificate,
+        tls_key=certificate.key,
+        tls_authorities=authority.certificate,
     )
-    port = listening.listener.tls_port
+
+
+def test_certificates_of_peers(choosy: Listening, authority: Authority, tmp_path: Path) -> None:
+    port = choosy.listener.tls_port
     assert port is not None
-    with SecurePeer(port, client(certificate, own=True)) as peer:
+    with SecurePeer(port, client(authority, authority.issue("modality"))) as peer:
         peer.associate()
         peer.release()
-    with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)), SecurePeer(port, client(certificate)) as peer:
-        peer.associate()
+    for own in (None, Authority(tmp_path, "elsewhere").issue("stranger"), authority.issue("late", days=-1)):
+        refused = pytest.raises((ssl.SSLError, ConnectionError, AssertionError))
+        with refused, SecurePeer(port, client(authority, own)) as peer:
+            peer.associate()
+    eventually(lambda: choosy.listener.counters.rejections["tls"] == 3)
 
 
-def test_a_handshake_that_never_ends(listen: Callable[..., Listening], certificate: tuple[Path, Path]) -> None:
-    listening = listen(tls_port=0, tls_certificate=certificate[0], tls_key=certificate[1], request_timeout_s=0.2)
+def storescu(port: int | None, *options: str | Path) -> tuple[int, str]:
+    """dcmtk's sends a file; its exit status, and what it says."""
+    node = ["-aet", "MODALITY", "-aec", "BRAIN", "127.0.0.1", str(port), str(get_testdata_file("CT_small.dcm"))]
+    sent = dcmtk.run("storescu", *options, *node)
+    return sent.returncode, sent.stderr
+
+
+@pytest.mark.parametrize("profile", ["--profile-bcp195", "--profile-bcp195-nd", "--profile-bcp195-ex"])
+def test_secure_profiles_of_dcmtk(choosy: Listening, authority: Authority, profile: str) -> None:
+    """PS3.15 Annex B.9 to B.12."""
+    own = authority.issue("modality")
+    options = ["+tls", own.key, own.certificate, "+cf", authority.certificate, profile]
+    assert storescu(choosy.listener.tls_port, *options) == (0, "")
+    assert len(choosy.stored()) == 1
+
+
+def test_dcmtk_that_shows_no_certificate(secure: Listening, authority: Authority) -> None:
+    assert storescu(secure.listener.tls_port, "+tla", "+cf", authority.certificate) == (0, "")
+    assert len(secure.stored()) == 1
+
+
+def test_dcmtk_that_shows_no_certificate_to_whom_wants_one(choosy: Listening, authority: Authority) -> None:
+    status, said = storescu(choosy.listener.tls_port, "+tla", "+cf", authority.certificate)
+    assert status != 0
+    assert said
+    assert choosy.files() == []
+
+
+def test_dcmtk_that_knows_another_authority_or_no_tls(secure: Listening, tmp_path: Path) -> None:
+    elsewhere = Authority(tmp_path, "elsewhere")
+    status, said = storescu(secure.listener.tls_port, "+tla", "+cf", elsewhere.certificate)
+    assert status != 0
+    assert "certificate verify failed" in said
+    assert storescu(secure.listener.tls_port)[0] != 0
+    assert secure.files() == []
+
+
+def test_a_handshake_that_never_ends(listen: Callable[..., Listening], certificate: Certificate) -> None:
+    listening = listen(
+        tls_port=0, tls_certificate=certificate.certificate, tls_key=certificate.key, request_timeout_s=0.2
+    )
     assert listening.listener.tls_port is not None
     with socket.create_connection(("127.0.0.1", listening.listener.tls_port), timeout=5) as silent:
         assert silent.recv(1) == b""
@@ -123,9 +172,9 @@ def test_a_handshake_that_never_ends(listen: Callable[..., Listening], certifica
 
 @pytest.mark.parametrize("missing", ["tls_certificate", "tls_key"])
 def test_settings_that_do_not_do(
-    listen: Callable[..., Listening], certificate: tuple[Path, Path], missing: str, tmp_path: Path
+    listen: Callable[..., Listening], certificate: Certificate, missing: str, tmp_path: Path
 ) -> None:
-    paths = {"tls_certificate": certificate[0], "tls_key": certificate[1]}
+    paths = {"tls_certificate": certificate.certificate, "tls_key": certificate.key}
     for value in (None, tmp_path / "nowhere.pem"):
         with pytest.raises(SettingsError):
             listen(tls_port=0, **(paths | {missing: value}))
