@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import sqlalchemy as sa
 from sqlmodel import col, select
@@ -30,23 +30,23 @@ def removable_of_association(engine: sa.Engine, association: uuid.UUID) -> tuple
     return sorted(path for path, needed in rows if not needed), sorted(path for path, needed in rows if needed)
 
 
-def payloads_with(engine: sa.Engine, path: str) -> list[tuple[uuid.UUID, list[Instance]]]:
-    """The payloads of jobs that the instance at `path` became part of, each with the instances of its group."""
+def payloads_with(engine: sa.Engine, paths: Collection[str]) -> list[tuple[uuid.UUID, list[Instance]]]:
+    """The payloads of jobs that instances at `paths` became part of, each with all instances of its group."""
     query = (
         sa.select(col(Instance.group_id), col(Job.payload_id))
         .join(Submission, col(Submission.group_id) == col(Instance.group_id))
         .join(Job, col(Job.id) == col(Submission.job_id))
-        .where(col(Instance.path) == path, ~col(Instance.superseded))
+        .where(col(Instance.path).in_(list(paths)), ~col(Instance.superseded))
         .distinct()
     )
+    members: dict[uuid.UUID, list[Instance]] = {}
     with reading(engine) as session:
-        rows = session.execute(query).all()
-        found: dict[uuid.UUID, Sequence[Instance]] = {}
-        for group_id, _ in rows:
-            if group_id not in found:
-                current = select(Instance).where(col(Instance.group_id) == group_id, ~col(Instance.superseded))
-                found[group_id] = session.exec(current).all()
-    return [(payload_id, list(found[group_id])) for group_id, payload_id in rows]
+        found = session.execute(query).all()
+        groups = {group_id for group_id, _ in found}
+        current = select(Instance).where(col(Instance.group_id).in_(groups), ~col(Instance.superseded))
+        for instance in session.exec(current):
+            members.setdefault(instance.group_id, []).append(instance)
+    return [(payload_id, members[group_id]) for group_id, payload_id in found]
 
 
 def _is_needed() -> sa.ColumnElement[bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -112,11 +112,13 @@ class Shelf:
             files = {
                 row[0]: row[1:] for row in connection.execute(sa.select(*columns).where(col(Instance.id).in_(ids)))
             }
+        gone = {group_id for group_id, path, *_ in files.values() if not (self.spool / path).is_file()}
+        payloads = self._payloads_of(gone) if gone else {}
         for *key, series, instances, modalities, last in rows:
             if last not in files:
                 continue
             group_id, path, sop_instance, sop_class, syntax = files[last]
-            place = self._place(group_id, path, sop_instance)
+            place = self._place(path, sop_instance, payloads.get(group_id, ()))
             if place is None:
                 continue
             counted: dict[str, Any] = {}
@@ -128,18 +130,24 @@ class Shelf:
                 counted["NumberOfSeriesRelatedInstances"] = instances
             yield Found(dict(zip(KEYS[level], key, strict=True)), place, sop_class, syntax, counted)
 
-    def _place(self, group_id: uuid.UUID, path: str, sop_instance: str) -> Path | None:
-        """The file of an instance: in the spool, or in the payload of a job that was made of its group."""
+    def _payloads_of(self, groups: Collection[uuid.UUID]) -> dict[uuid.UUID, list[uuid.UUID]]:
+        """The payloads of the jobs that groups became."""
+        query = (
+            sa.select(col(Submission.group_id), col(Job.payload_id))
+            .join(Job, col(Job.id) == col(Submission.job_id))
+            .where(col(Submission.group_id).in_(list(groups)))
+        )
+        found: dict[uuid.UUID, list[uuid.UUID]] = {}
+        with statements(self.house.engine) as connection:
+            for group_id, payload_id in connection.execute(query):
+                found.setdefault(group_id, []).append(payload_id)
+        return found
+
+    def _place(self, path: str, sop_instance: str, payloads: Iterable[uuid.UUID]) -> Path | None:
+        """The file of an instance: in the spool, or in one of these payloads."""
         spooled = self.spool / path
         if spooled.is_file():
             return spooled
-        query = (
-            sa.select(col(Job.payload_id))
-            .join(Submission, col(Submission.job_id) == col(Job.id))
-            .where(col(Submission.group_id) == group_id)
-        )
-        with statements(self.house.engine) as connection:
-            payloads = [row[0] for row in connection.execute(query)]
         for payload_id in payloads:
             if (file := _files_of(self.house.store.folder(payload_id).path).get(sop_instance)) is not None:
                 return file

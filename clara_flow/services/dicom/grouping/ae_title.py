@@ -16,11 +16,17 @@ from clara_flow.errors import SettingsError
 from clara_flow.records.dicom_lines import Late
 from clara_flow.records.dicom_models import Group, Instance
 from clara_flow.records.state_machine import JobPriority
-from clara_flow.services.dicom.grouping.processors import Expectation, Plan, ProcessorSettings, near, parse_tag
+from clara_flow.services.dicom.grouping.processors import (
+    LONGEST_TIMEOUT_S,
+    Expectation,
+    Plan,
+    ProcessorSettings,
+    near,
+    parse_tag,
+)
 from clara_flow.services.dicom.grouping.rules import Rule, RuleInvalid, Values, read_rule
 
 PIPELINE, ARGUMENT, RULE = "pipeline-", "argument-", "rule-"
-LONGEST_TIMEOUT_S = 7 * 86_400
 
 
 class AeTitleSettings(ProcessorSettings):
@@ -86,7 +92,6 @@ class AeTitleProcessor:
     """See this module."""
 
     name = "ae-title"
-    settings_model = AeTitleSettings
 
     def validate(self, ae_title: str, settings: Mapping[str, str]) -> AeTitleSettings:
         """Raises SettingsError that names every key that is wrong, unknown or missing."""

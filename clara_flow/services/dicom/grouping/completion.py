@@ -17,6 +17,7 @@ from clara_flow.records.dicom_group_queries import GroupFacts
 from clara_flow.records.dicom_groups import PlannedJob
 from clara_flow.records.dicom_ingest import GroupingRule, Ingested
 from clara_flow.services.dicom.grouping import source_query
+from clara_flow.services.dicom.grouping.ae_title import AeTitleProcessor
 from clara_flow.services.dicom.grouping.completeness import Expected, from_attributes, from_history, verdict
 from clara_flow.services.dicom.grouping.processors import Configured
 from clara_flow.services.dicom.grouping.submit import plans_of
@@ -98,8 +99,9 @@ class Completion:
         return True
 
     def _planned(self, group_id: UUID, configured: Configured | None) -> list[PlannedJob]:
-        """None where that cannot be said now: then whoever makes the jobs tells people why."""
-        if configured is None:
+        """None where that cannot be said now: then whoever makes the jobs tells people why. A plug-in is asked by
+        them, too: one that takes its time must not keep all other groups."""
+        if configured is None or not isinstance(configured.processor, AeTitleProcessor):
             return []
         try:
             plans = plans_of(configured, records.work_of(self.house.engine, group_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from uuid import UUID
 
@@ -30,7 +30,9 @@ class Files:
         Raises PayloadError when some are kept nowhere any more.
         """
         names = payload_names(instances)
-        found = {names[row.id or 0]: self._find(row) for row in instances}
+        spooled = {row.path: self.spool / row.path for row in instances if (self.spool / row.path).is_file()}
+        elsewhere = self._in_payloads({row.path for row in instances} - spooled.keys())
+        found = {names[row.id or 0]: spooled.get(row.path) or elsewhere.get(row.path) for row in instances}
         lost = sum(path is None for path in found.values())
         if lost:
             raise PayloadError(
@@ -70,16 +72,15 @@ class Files:
         reader = JournalReader(self.spool)
         return {str(entry.association) for name in reader.names() for entry in reader.entries(name)}
 
-    def _find(self, row: Instance) -> Path | None:
-        spooled = self.spool / row.path
-        if spooled.is_file():
-            return spooled
-        for payload_id, instances in records.payloads_with(self.house.engine, row.path):
-            names = payload_names(instances)
-            mine = next((one for one in instances if one.path == row.path), None)
-            if mine is not None and (path := self.house.store.folder(payload_id).input / names[mine.id or 0]).is_file():
-                return path
-        return None
+    def _in_payloads(self, paths: Set[str]) -> dict[str, Path]:
+        """Those of these files of the spool that have gone into payloads, as far as they are still there."""
+        found: dict[str, Path] = {}
+        for payload_id, instances in records.payloads_with(self.house.engine, paths) if paths else ():
+            folder, names = self.house.store.folder(payload_id).input, payload_names(instances)
+            for row in instances:
+                if row.path in paths and row.path not in found and (file := folder / names[row.id or 0]).is_file():
+                    found[row.path] = file
+        return found
 
     def _unlink(self, paths: Iterable[str]) -> int:
         removed = 0

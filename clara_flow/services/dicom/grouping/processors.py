@@ -6,33 +6,39 @@ A plug-in is an object, or a class that takes no arguments, of the entry point g
     mine = "my_package.processor:MyProcessor"
 
 Its settings come as a mapping of texts from whoever configures an AE title, and are validated before they are stored.
+What is wrong with a plug-in is the trouble of its own AE titles alone. docs/guides/writing-a-job-processor.md is for
+its authors.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from clara_flow.errors import SettingsError
 from clara_flow.records.dicom_lines import STUDY_TAG, GroupingRule, Late
 from clara_flow.records.dicom_models import AeTitle, Group, Instance
 from clara_flow.records.state_machine import JobPriority
 
+log = logging.getLogger(__name__)
+
 ENTRY_POINTS = "clara_flow.dicom_processors"
+LONGEST_TIMEOUT_S = 7 * 86_400
 Expectation = Literal["attributes", "history", "find"]
 
 
 class ProcessorSettings(BaseModel):
     """What the platform asks of every processor's settings; plug-ins add their own.
 
-    group_by        GGGGEEEE of the attribute whose value makes a group.
+    group_by        tag of the attribute whose value makes a group, as `parse_tag` takes it; kept as GGGGEEEE.
     timeout_s       silence after which a group is complete.
     late            what becomes of instances that come after that.
     expect          what may tell how many instances a group should have, so that it need not wait.
@@ -42,11 +48,16 @@ class ProcessorSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     group_by: str = STUDY_TAG
-    timeout_s: float = 5.0
+    timeout_s: float = Field(5.0, ge=0, le=LONGEST_TIMEOUT_S)
     late: Late = Late.NEW
     priority: JobPriority = JobPriority.NORMAL
     expect: tuple[Expectation, ...] = ("attributes",)
-    retry_delay_s: float | None = None
+    retry_delay_s: float | None = Field(None, ge=0, le=LONGEST_TIMEOUT_S)
+
+    @field_validator("group_by")
+    @classmethod
+    def _is_a_tag(cls, text: str) -> str:
+        return parse_tag(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +81,6 @@ class Processor(Protocol):
     @property
     def name(self) -> str:
         """What AE titles name it by."""
-
-    @property
-    def settings_model(self) -> type[ProcessorSettings]:
-        """What `validate` returns."""
 
     def validate(self, ae_title: str, settings: Mapping[str, str]) -> ProcessorSettings:
         """The settings of an AE title, read. Raises SettingsError that names every wrong or unknown key."""
@@ -109,43 +116,69 @@ class Configured:
         return f"{self.row.ae_title} ({self.processor.name})"
 
 
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Processors by name; and of plug-ins that cannot be used, by the name of their entry point, why not."""
+
+    processors: Mapping[str, Processor]
+    broken: Mapping[str, str]
+
+
 @cache
-def installed() -> dict[str, Processor]:
-    """All processors by name: our own, and the plug-ins'. Raises SettingsError for one that cannot be used."""
+def installed() -> Installed:
+    """All of them: our own, and the plug-ins'. Looked for once in a process."""
     from clara_flow.services.dicom.grouping.ae_title import AeTitleProcessor
 
     found: dict[str, Processor] = {AeTitleProcessor.name: AeTitleProcessor()}
+    broken: dict[str, str] = {}
     for point in entry_points(group=ENTRY_POINTS):
         try:
-            loaded = point.load()
-            processor = loaded() if isinstance(loaded, type) else loaded
-        except Exception as error:
-            raise SettingsError(
-                f"the job processor {point.name!r} ({point.value}) cannot be loaded: {error}"
-            ) from error
-        if not isinstance(processor, Processor):
-            raise SettingsError(f"the job processor {point.name!r} ({point.value}) lacks what a processor has")
-        found[processor.name] = processor
-    return found
+            processor = _loaded(point)
+            if processor.name in found:
+                raise SettingsError(f"there is a processor {processor.name!r} already")
+            found[processor.name] = processor
+        except Exception as error:  # noqa: BLE001  whatever somebody's package raises
+            broken[point.name] = f"the job processor {point.name!r} ({point.value}) cannot be used: {error}"
+            log.error("%s", broken[point.name])
+    return Installed(found, broken)
+
+
+def _loaded(point: EntryPoint) -> Processor:
+    loaded = point.load()
+    processor = loaded() if isinstance(loaded, type) else loaded
+    if not isinstance(processor, Processor) or not isinstance(processor.name, str):
+        raise SettingsError("it lacks what a processor has: name, validate, plan")
+    return processor
 
 
 def find(name: str) -> Processor:
-    """The processor of that name. Raises SettingsError that lists those there are."""
-    processors = installed()
-    if name not in processors:
-        raise SettingsError(f"there is no job processor {name!r}; there is {', '.join(sorted(processors))}")
-    return processors[name]
+    """The processor of that name. Raises SettingsError that says why it cannot be used, or lists those there are."""
+    known = installed()
+    if name in known.processors:
+        return known.processors[name]
+    if name in known.broken:
+        raise SettingsError(known.broken[name])
+    raise SettingsError(f"there is no job processor {name!r}; there is {', '.join(sorted(known.processors))}")
 
 
 def validated(ae_title: str, processor: str, settings: Mapping[str, str]) -> ProcessorSettings:
-    """Settings of an AE title as its processor reads them. Raises SettingsError."""
-    return find(processor).validate(ae_title, settings)
+    """Settings of an AE title as its processor reads them. Raises SettingsError, also where a plug-in breaks."""
+    try:
+        read = find(processor).validate(ae_title, settings)
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"AE title {ae_title}: the job processor {processor!r} broke at its settings: {type(error).__name__}"
+        ) from error
+    if not isinstance(read, ProcessorSettings):
+        raise SettingsError(f"the job processor {processor!r} makes no ProcessorSettings of its settings")
+    return read
 
 
 def configured(row: AeTitle) -> Configured:
     """An AE title ready for use. Raises SettingsError."""
-    processor = find(row.processor)
-    return Configured(row, processor, processor.validate(row.ae_title, row.processor_settings))
+    return Configured(row, find(row.processor), validated(row.ae_title, row.processor, row.processor_settings))
 
 
 def group_tags(rows: Iterable[AeTitle]) -> tuple[str, ...]:

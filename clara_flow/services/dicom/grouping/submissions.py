@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
@@ -19,6 +20,7 @@ from clara_flow.services.dicom.grouping.submit import Submitter
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4
+LEFT_FOR_OTHERS = 1  # of these no AE title gets all, so that one whose plug-in hangs keeps no other
 LOOK_S = 5.0  # between looks while nobody says that something changed
 BROKEN_S = 5.0  # pause for a group whose submission broke
 
@@ -32,7 +34,7 @@ class Submissions:
         self.house, self.submitter = house, submitter
         self._configured_for = configured_for
         self._pool = ThreadPoolExecutor(AT_ONCE, "submit")
-        self._under_way: dict[UUID, Future[None]] = {}
+        self._under_way: dict[UUID, tuple[str, Future[None]]] = {}  # and the names of their AE titles
         self._not_before: dict[UUID, float] = {}
         self._look_at = 0.0
 
@@ -52,8 +54,8 @@ class Submissions:
         Whether one broke off since the last call: what it was at may be done or not.
         """
         now = time.monotonic()
-        ended = [one for one, future in self._under_way.items() if future.done()]
-        broken = [one for one in ended if not self._ended(one, self._under_way.pop(one), now)]
+        ended = [one for one, (_, future) in self._under_way.items() if future.done()]
+        broken = [one for one in ended if not self._ended(one, self._under_way.pop(one)[1], now)]
         if now >= self._look_at and len(self._under_way) < AT_ONCE:
             self._begin_due(now)
         return bool(broken)
@@ -62,12 +64,16 @@ class Submissions:
         due, wait_s = records.due(self.house.engine)
         self._look_at = now + min(LOOK_S, wait_s if wait_s is not None else LOOK_S)
         turn = sorted(due, key=lambda one: (-self._urgency(one[1]), one[2]))
+        busy = Counter(aetitle for aetitle, _ in self._under_way.values())
         for group_id, aetitle, _ in turn:
             if len(self._under_way) >= AT_ONCE:
                 break
-            if group_id not in self._under_way and self._not_before.get(group_id, 0.0) <= now:
-                configured = self._configured_for(aetitle)
-                self._under_way[group_id] = self._pool.submit(self.submitter.submit, group_id, configured)
+            if group_id in self._under_way or self._not_before.get(group_id, 0.0) > now:
+                continue
+            if busy[aetitle] < max(1, AT_ONCE - LEFT_FOR_OTHERS):
+                busy[aetitle] += 1
+                future = self._pool.submit(self.submitter.submit, group_id, self._configured_for(aetitle))
+                self._under_way[group_id] = aetitle, future
 
     def _ended(self, group_id: UUID, future: Future[None], now: float) -> bool:
         """Whether it ran to its end."""

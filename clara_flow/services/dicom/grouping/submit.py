@@ -27,10 +27,13 @@ NO_RULE = "no pipeline of its AE title is for it"
 
 
 def plans_of(configured: Configured, work: Work) -> dict[str, Plan]:
-    """What the processor makes of a group, by label. Raises InputError when a plug-in breaks."""
+    """What the processor makes of a group, by label. Raises InputError when a plug-in breaks or repeats a label."""
     try:
         plans = configured.processor.plan(configured.settings, work.group, work.instances)
-        return {plan.label: plan for plan in plans}
+        by_label = {plan.label: plan for plan in plans}
+        if len(by_label) < len(plans):
+            raise InputError(f"the job processor {configured.row.processor!r} gives a label to two jobs of a group")
+        return by_label
     except ClaraFlowError:
         raise
     except Exception as error:  # its sentence may name a patient

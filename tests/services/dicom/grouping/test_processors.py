@@ -104,7 +104,6 @@ def test_tags(text: str) -> None:
 
 class Mine:
     name = "mine"
-    settings_model = ProcessorSettings
 
     def validate(self, ae_title: str, settings: Any) -> ProcessorSettings:
         return ProcessorSettings(timeout_s=float(settings["wait"]), group_by="00100020")
@@ -140,7 +139,8 @@ def test_plug_ins_are_found(plug_ins: Any) -> None:
 def test_plug_ins_that_cannot_be_used_are_named(plug_ins: Any, value: str) -> None:
     plug_ins(broken=value)
     with pytest.raises(SettingsError, match="the job processor 'broken'"):
-        processors.installed()
+        processors.find("broken")
+    assert processors.find("ae-title").name == "ae-title"  # which it does not keep from others
 
 
 def test_a_processor_that_is_not_there() -> None:
