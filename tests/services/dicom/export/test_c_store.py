@@ -362,7 +362,7 @@ def test_a_paused_destination_waits_and_a_mended_one_is_tried_at_once(world: Wor
         assert world.ended(delivery).state is SUCCEEDED
 
 
-def test_large_files_are_not_held_in_memory(world: World, tmp_path: Path) -> None:
+def test_large_files_arrive_whole(world: World, tmp_path: Path) -> None:
     path = write(image(2048), tmp_path / "large.dcm")  # 8 MiB: many PDUs of what the peer takes
     with scp() as peer, world.exporting():
         world.destination("PACS", peer.port)

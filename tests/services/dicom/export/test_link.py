@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from services.dicom.export.peers import scp, silent
 
+from clara_flow.services.dicom.export.dialing import dial
 from clara_flow.services.dicom.export.link import VERIFICATION, Link
 from clara_flow.services.dicom.export.proposals import Context, Node
 from clara_flow.services.dicom.export.sender import DestinationFailed
@@ -199,3 +200,13 @@ def test_another_thread_can_cut_it_at_every_wait(moment: str) -> None:
         thread.join(5)
         assert not thread.is_alive()
         assert ended
+
+
+def test_what_is_sent_does_not_wait_for_more() -> None:
+    """Nagle's algorithm is off: with it, each command may wait 40 ms for the answer to what went before."""
+    connections: list[socket.socket] = []
+    with silent() as port:
+        dial(node(port), lambda: False, connections.append)
+        with connections[-1] as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
