@@ -18,14 +18,26 @@ from clara_flow.errors import StaleOwner
 from clara_flow.records.database import statements, transaction
 from clara_flow.records.delivery_steps import clock
 from clara_flow.records.dicom_intake import Intake
-from clara_flow.records.dicom_lines import Closed, GroupingRule, Late, Line, Opened, Stored
+from clara_flow.records.dicom_lines import (
+    Closed,
+    CommitmentAsked,
+    CommitmentTold,
+    GroupingRule,
+    Late,
+    Line,
+    Opened,
+    Stored,
+)
 from clara_flow.records.dicom_models import SpoolJournal
 
 __all__ = [
     "Closed",
+    "CommitmentAsked",
+    "CommitmentTold",
     "GroupingRule",
     "Ingested",
     "Late",
+    "Line",
     "Opened",
     "Stored",
     "forget_journal",

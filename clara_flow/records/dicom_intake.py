@@ -12,9 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlmodel import Session, col, select
 
+from clara_flow.records import commitment_reports
 from clara_flow.records.dicom_lines import (
     STUDY_TAG,
     Closed,
+    CommitmentAsked,
+    CommitmentTold,
     GroupingRule,
     Late,
     Line,
@@ -74,6 +77,10 @@ class Intake:
                 self._store(line)
             elif isinstance(line, Closed):
                 self._end(self._association(line), line.how, line.at)
+            elif isinstance(line, CommitmentAsked):
+                commitment_reports.owe(self._session, line, self._association(line))
+            elif isinstance(line, CommitmentTold):
+                commitment_reports.settle(self._session, line.report)
         self._flush()
 
     def lose(self) -> None:
@@ -276,7 +283,8 @@ class Intake:
             self._settle()
 
     def _settle(self) -> None:
-        """What the end of associations means for groups."""
+        """What the end of associations means for groups, and for reports that their peers are owed."""
+        commitment_reports.release(self._session, self._ended)
         query = (
             select(Group, Instance.association)
             .join(Instance, col(Instance.group_id) == col(Group.id))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -88,7 +88,31 @@ class Closed:
     how: str
 
 
-Line = Opened | Stored | Closed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentAsked:
+    """A peer is owed a report of storage commitment; `references`: SOP Instance UIDs by their SOP class.
+
+    is_last     a long request has several lines.
+    """
+
+    association: uuid.UUID
+    at: datetime
+    report: uuid.UUID
+    transaction_uid: str
+    references: Mapping[str, Sequence[str]]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentTold:
+    """It is owed no longer."""
+
+    association: uuid.UUID
+    at: datetime
+    report: uuid.UUID
+
+
+Line = Opened | Stored | Closed | CommitmentAsked | CommitmentTold
 
 
 def digest(value: str) -> str:

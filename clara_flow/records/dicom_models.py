@@ -356,6 +356,34 @@ class DeliveryItem(Record, table=True):
     updated: datetime = moment(nullable=False)
 
 
+class CommitmentReport(Record, table=True):
+    """What a peer asked of storage commitment and was not told yet. It is judged when it is told.
+
+    association     the one on which it asked. calling_ae: the peer; called_ae: what it called us; peer: its address.
+    asked           [SOP class UID, [SOP Instance UIDs]] pairs; is_whole: all of them are there.
+    destination     name of the destination that is the peer; "" when there is none: then `message` says so.
+    attempts        at telling it; not_before: of the next one, None as long as the association is there.
+    message         why it was not told, for people.
+    """
+
+    __tablename__ = "dicom_commitment_reports"
+    __table_args__ = (sa.UniqueConstraint("calling_ae", "transaction_uid"),)
+
+    id: uuid.UUID = Field(primary_key=True)
+    association: uuid.UUID = Field(index=True)
+    calling_ae: str = text()
+    called_ae: str = text()
+    peer: str = text()
+    transaction_uid: str = Field(sa_type=sa.Text)
+    asked: list[Any] = sequence()
+    is_whole: bool = flag()
+    destination: str = text()
+    attempts: int = counted()
+    not_before: datetime | None = moment()
+    message: str = text()
+    created: datetime = moment(nullable=False)
+
+
 class InferenceRequest(Record, table=True):
     """A REST inference request. `body` is as it came; fetched: what was retrieved already, so that a retry goes on."""
 

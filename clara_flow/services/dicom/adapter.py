@@ -89,7 +89,10 @@ def loops_of(house: House, places: Places) -> list[Loop]:
     def snapshot(stop: threading.Event) -> None:
         quiet_s = settings.dicom_idle_timeout_s + DRAIN_MARGIN_S
         beats = Heartbeats(places.heartbeats)
-        SnapshotWriter(house.engine, places.listener_config, quiet_s=quiet_s, heartbeats=beats).run(stop)
+        own_title = settings.dicom_scu_ae_title
+        SnapshotWriter(
+            house.engine, places.listener_config, quiet_s=quiet_s, own_title=own_title, heartbeats=beats
+        ).run(stop)
 
     makers: list[tuple[str, Callable[[threading.Event], None]]] = [
         ("snapshot", snapshot),

@@ -12,13 +12,20 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from clara_flow.records import dicom_config, dicom_ingest
-from clara_flow.records.dicom_models import AeTitle, SourceNode
+from clara_flow.records.dicom_models import AeTitle, DestinationKind, SourceNode
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import naming_storage_problems
 from clara_flow.services.dicom.grouping.processors import group_tags
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.journal import JOURNALS, SUFFIX
-from clara_flow.services.dicom.listener_config import AeTitleRule, ListenerConfig, ListenerConfigFile, SourceRule
+from clara_flow.services.dicom.listener_config import (
+    AeTitleRule,
+    CommitterRule,
+    ListenerConfig,
+    ListenerConfigFile,
+    SourceRule,
+)
+from clara_flow.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +33,20 @@ HEARTBEAT = "snapshot"
 LOOK_S = 5.0  # between looks while nobody rings
 TICK_S = 1.0  # between looks at `stop`
 QUIET_S = 90.0  # more than the 60 s that an association may be silent
+OWN_TITLE: str = Settings.model_fields["dicom_scu_ae_title"].default
 
 
-def snapshot(engine: sa.Engine) -> ListenerConfig:
-    """What listeners must know of the tables as they are now."""
+def snapshot(engine: sa.Engine, own_title: str = OWN_TITLE) -> ListenerConfig:
+    """What listeners must know of the tables as they are now. own_title: how destinations know us by default."""
     aetitles = dicom_config.list_aetitles(engine)
     return ListenerConfig(
         aetitles={row.ae_title: _rule(row) for row in aetitles},
         sources=tuple(_source(row) for row in dicom_config.list_sources(engine)),
+        committers=tuple(
+            CommitterRule(ae_title=row.ae_title, host=row.host, called=row.calling_ae or own_title)
+            for row in dicom_config.list_destinations(engine)
+            if row.storage_commitment and row.kind is DestinationKind.DIMSE
+        ),
         group_tags=group_tags(aetitles),
     )
 
@@ -53,12 +66,19 @@ class SnapshotWriter:
     path        the listeners' file, in the spool.
     quiet_s     how long nothing may have come for a deleted AE title before it is removed: longer than an association
                 may be silent, so that none is left that was accepted before.
+    own_title   our AE title for destinations that know us by no other.
     """
 
     def __init__(
-        self, engine: sa.Engine, path: Path, *, quiet_s: float = QUIET_S, heartbeats: Heartbeats | None = None
+        self,
+        engine: sa.Engine,
+        path: Path,
+        *,
+        quiet_s: float = QUIET_S,
+        own_title: str = OWN_TITLE,
+        heartbeats: Heartbeats | None = None,
     ) -> None:
-        self.engine, self.path, self.quiet_s = engine, path, quiet_s
+        self.engine, self.path, self.quiet_s, self.own_title = engine, path, quiet_s, own_title
         self._heartbeats = heartbeats
         self._drains: dict[str, _Watched] = {}
 
@@ -78,7 +98,7 @@ class SnapshotWriter:
     def look(self) -> None:
         """Write the file if it does not say what the tables say; remove AE titles that have drained."""
         self._remove_drained()
-        now = snapshot(self.engine)
+        now = snapshot(self.engine, self.own_title)
         with naming_storage_problems(self.path.parent):
             try:
                 written = self.path.exists() and ListenerConfigFile(self.path).current() == now

@@ -112,7 +112,7 @@ def _export_scu() -> list[str]:
         text.EXPORT.format(
             plain=", ".join(map(transcode.name_of, transcode.PLAIN)),
             verification=link.VERIFICATION,
-            commitment=commitment.STORAGE_COMMITMENT,
+            commitment=contexts.STORAGE_COMMITMENT,
             patient=synthetic.synthetic_instance(transcode.PLAIN[0]).PatientID,
             rest=REST_S,
             maximum=facts.default("dicom_scu_maximum_associations"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Literal, get_args
@@ -68,8 +68,51 @@ class Closed:
     how: How
 
 
-Entry = Opened | Stored | Closed
-KINDS: Mapping[str, type[Entry]] = {kind.kind: kind for kind in (Opened, Stored, Closed)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentAsked:
+    """A peer asked for storage commitment; a report is owed to it until `CommitmentTold`.
+
+    report          its id. references: SOP Instance UIDs by their SOP class; a long request has several lines, all but
+                    the last of which say so.
+    """
+
+    kind: ClassVar[str] = "commitment-asked"
+    association: UUID
+    at: datetime
+    report: UUID
+    transaction: str
+    references: Mapping[str, Sequence[str]]
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentTold:
+    """The peer acknowledged a report on the association on which it had asked."""
+
+    kind: ClassVar[str] = "commitment-told"
+    association: UUID
+    at: datetime
+    report: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentReported:
+    """A peer said what it keeps of what we sent: SOP Instance UIDs, and Failure Reasons of those that it does not.
+
+    A long report has several lines; each stands for itself.
+    """
+
+    kind: ClassVar[str] = "commitment-reported"
+    association: UUID
+    at: datetime
+    transaction: str
+    ok: Sequence[str]
+    failed: Mapping[str, int]
+
+
+Entry = Opened | Stored | Closed | CommitmentAsked | CommitmentTold | CommitmentReported
+KINDS: Mapping[str, type[Entry]] = {kind.kind: kind for kind in get_args(Entry)}
+IDS = ("association", "report")
 
 
 def now() -> datetime:
@@ -81,7 +124,7 @@ def to_line(entry: Entry) -> bytes:
     """As a line, with its newline."""
     content: dict[str, Any] = {"kind": entry.kind}
     content |= {name.name: getattr(entry, name.name) for name in fields(entry)}
-    content["association"] = str(entry.association)
+    content |= {name: str(content[name]) for name in IDS if name in content}
     content["at"] = entry.at.isoformat()
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
@@ -92,7 +135,7 @@ def from_line(line: bytes) -> Entry:
         content: dict[str, Any] = json.loads(line)
         kind = KINDS[content.pop("kind")]
         content = {name.name: content[name.name] for name in fields(kind)}
-        content["association"] = UUID(content["association"])
+        content |= {name: UUID(content[name]) for name in IDS if name in content}
         content["at"] = datetime.fromisoformat(content["at"])
         if kind is Closed and content["how"] not in get_args(How):
             raise ValueError(content["how"])

@@ -34,11 +34,24 @@ class SourceRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommitterRule:
+    """A destination that is asked for storage commitment, and may call to report; see `records.dicom_models`.
+
+    called      how it knows us.
+    """
+
+    ae_title: str
+    host: str
+    called: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerConfig:
-    """AE titles by themselves, sources, and the attributes (GGGGEEEE) that some AE title groups by."""
+    """AE titles by themselves, sources, committers, and the attributes (GGGGEEEE) that some AE title groups by."""
 
     aetitles: Mapping[str, AeTitleRule] = field(default_factory=dict)
     sources: tuple[SourceRule, ...] = ()
+    committers: tuple[CommitterRule, ...] = ()
     group_tags: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -46,6 +59,7 @@ class ListenerConfig:
         content = {
             "aetitles": [asdict(rule) for rule in self.aetitles.values()],
             "sources": [asdict(rule) for rule in self.sources],
+            "committers": [asdict(rule) for rule in self.committers],
             "group_tags": self.group_tags,
         }
         return json.dumps(content, indent=1) + "\n"
@@ -61,6 +75,7 @@ class ListenerConfig:
         return cls(
             aetitles={rule.ae_title: rule for rule in rules},
             sources=tuple(SourceRule(**rule) for rule in content["sources"]),
+            committers=tuple(CommitterRule(**rule) for rule in content["committers"]),
             group_tags=tuple(content["group_tags"]),
         )
 

@@ -21,7 +21,7 @@ from clara_flow.errors import InvalidTransition, StorageError
 from clara_flow.records.durable import naming_storage_problems, sync
 from clara_flow.services.dicom.incoming import AssociationFolder, Incoming
 from clara_flow.services.dicom.journal import INSTANCES, JOURNALS, SUFFIX, JournalReader, JournalWriter
-from clara_flow.services.dicom.journal_entries import Closed, How, InstanceFacts, Opened, now, to_line
+from clara_flow.services.dicom.journal_entries import Closed, Entry, How, InstanceFacts, Opened, now, to_line
 
 __all__ = ["Incoming", "InstanceFacts", "JournalReader", "Spool", "SpoolWriter", "Swept"]
 
@@ -121,6 +121,14 @@ class SpoolWriter:
         if home is None:
             raise InvalidTransition(f"association {association} is not open")
         return Incoming(home)
+
+    def note(self, entry: Entry, *, durable: bool = True) -> None:
+        """Write another line of an association that is open; return when it is durable, if that is asked for."""
+        with self._lock:
+            home = self._open.get(entry.association)
+        if home is None:
+            raise InvalidTransition(f"association {entry.association} is not open")
+        home.journal.append(to_line(entry), durable=durable)
 
     def close_association(self, association: UUID, how: How) -> None:
         """Note its end, when none of its instances is on its way any more; return when that is durable.

@@ -1,7 +1,8 @@
 """Storage commitment as its requestor (PS3.4 Annex J): the destination confirms that it keeps what it took.
 
-The transaction UID carries the delivery's id, so that a report finds its delivery in whatever process it arrives, also
-when the one that asked is gone.
+It reports on the association of the request or, at any time later, on one that it opens to our listener. The
+transaction UID carries the delivery's id, so that a report finds its delivery in whatever process it arrives, also when
+the one that asked is gone.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import io
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom.dsutils import decode, encode
+from pynetdicom.dsutils import encode
 
-from clara_flow.errors import NotFound
+from clara_flow.errors import Conflict, NotFound
 from clara_flow.records import deliveries
 from clara_flow.records.deliveries import ItemNews
 from clara_flow.records.dicom_models import DeliveryItem, DeliveryState, ItemState
@@ -28,22 +29,17 @@ from clara_flow.services.dicom.export.retry_policy import verdict_of
 from clara_flow.services.dicom.export.sender import DestinationFailed
 from clara_flow.services.dicom.export.transcode import PLAIN
 from clara_flow.services.dicom.wire.command_set import N_ACTION_RQ, N_EVENT_REPORT_RQ, N_EVENT_REPORT_RSP, RESPONSE
+from clara_flow.services.dicom.wire.commitment import (
+    REQUEST_ACTION,
+    WELL_KNOWN_INSTANCE,
+    CommitmentReport,
+    read_report,
+)
+from clara_flow.services.dicom.wire.contexts import STORAGE_COMMITMENT
 
-STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
-WELL_KNOWN_INSTANCE = "1.2.840.10008.1.20.1.1"
-REQUEST_COMMITMENT = 1  # action type (PS3.4 Table J.3-1)
-WAIT_S = 10.0  # for a report on the association of the request; later ones come to our listener
+WAIT_S = 10.0  # for a report on the association of the request
 LOOK_S = 0.5
 UUID_ROOT = "2.25."  # PS3.5 Annex B.2
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a peer says: SOP Instance UIDs that it keeps, and those that it does not with its reason."""
-
-    transaction_uid: str
-    ok: tuple[str, ...]
-    failed: Mapping[str, int]
 
 
 def new_transaction(delivery_id: uuid.UUID) -> str:
@@ -67,7 +63,7 @@ def note_report(engine: sa.Engine, transaction_uid: str, ok: Collection[str], fa
     ok, failed  SOP Instance UIDs; of the failed with the failure reason (PS3.3 C.14.1.1).
 
     Returns whether it belongs to a delivery of ours. One that waits for nothing else is offered to the exporter at
-    once. Raises ServiceError as the records do.
+    once, also when it was given up waiting and has come true now. Raises ServiceError as the records do.
     """
     delivery_id = delivery_of(transaction_uid)
     if delivery_id is None:
@@ -78,9 +74,12 @@ def note_report(engine: sa.Engine, transaction_uid: str, ok: Collection[str], fa
         if news:
             deliveries.note_items(engine, delivery_id, news)
         delivery = deliveries.find_delivery(engine, delivery_id)
-        waits = any(item.state is ItemState.SENT for item in deliveries.list_items(engine, delivery))
-        if delivery.state is DeliveryState.PENDING and not waits:
-            deliveries.retry(engine, delivery_id)
+        states = {item.state for item in deliveries.list_items(engine, delivery)}
+        is_pending = delivery.state is DeliveryState.PENDING and ItemState.SENT not in states
+        is_late = delivery.state is DeliveryState.FAILED and not delivery.discarded and states == {ItemState.COMMITTED}
+        if is_pending or is_late:
+            with suppress(Conflict):  # an agent has taken it meanwhile, or its files are removed
+                deliveries.retry(engine, delivery_id)
     except NotFound:
         return False
     return True
@@ -90,10 +89,10 @@ def _news(items: Iterable[DeliveryItem], ok: Collection[str], failed: Mapping[st
     for item in items:
         if item.state is not ItemState.SENT:
             continue  # what was not sent cannot be kept; what is committed stays so
-        if item.sop_instance_uid in ok:
-            yield ItemNews(item.uri, ItemState.COMMITTED)
-        elif (reason := failed.get(item.sop_instance_uid)) is not None:
+        if (reason := failed.get(item.sop_instance_uid)) is not None:
             yield ItemNews(item.uri, ItemState.FAILED, f"not committed: {verdict_of(reason).reason}")
+        elif item.sop_instance_uid in ok:
+            yield ItemNews(item.uri, ItemState.COMMITTED)
 
 
 def ask(
@@ -102,7 +101,7 @@ def ask(
     references: Collection[tuple[str, str]],
     *,
     hold: Hold,
-    note: Callable[[Report], None],
+    note: Callable[[CommitmentReport], None],
     is_settled: Callable[[], bool],
 ) -> None:
     """Ask the destination to commit itself, and wait a while for its report on the same association.
@@ -136,7 +135,7 @@ def _request(
         "RequestedSOPClassUID": UID(STORAGE_COMMITMENT),
         "RequestedSOPInstanceUID": UID(WELL_KNOWN_INSTANCE),
         "CommandField": N_ACTION_RQ,
-        "ActionTypeID": REQUEST_COMMITMENT,
+        "ActionTypeID": REQUEST_ACTION,
     }
     content = encode(information, UID(syntax).is_implicit_VR, True) or b""
     link.send(context_id, command, io.BytesIO(content))
@@ -149,7 +148,12 @@ def _reference(sop_class: str, sop_instance: str) -> Dataset:
 
 
 def _await_report(
-    link: Link, node: Node, syntax: str, hold: Hold, note: Callable[[Report], None], is_settled: Callable[[], bool]
+    link: Link,
+    node: Node,
+    syntax: str,
+    hold: Hold,
+    note: Callable[[CommitmentReport], None],
+    is_settled: Callable[[], bool],
 ) -> None:
     """The answer to the request has its time; then the report has some. They may come in either order."""
     is_taken = is_reported = False
@@ -172,7 +176,12 @@ def _await_report(
             is_taken = True
             deadline = min(deadline, time.monotonic() + WAIT_S)
         elif command.get("CommandField") == N_EVENT_REPORT_RQ:
-            note(read_report(content, syntax))
+            try:
+                note(read_report(content, syntax))
+            except ValueError as error:
+                raise DestinationFailed(
+                    "protocol", f"the destination's report of commitment cannot be read: {error}"
+                ) from None
             is_reported = True
             _confirm(link, context_id, command)
     if not is_taken:
@@ -189,17 +198,3 @@ def _confirm(link: Link, context_id: int, command: Dataset) -> None:
         "EventTypeID": command.get("EventTypeID", 1),
     }
     link.answer(context_id, answer)
-
-
-def read_report(content: bytes, syntax: str) -> Report:
-    """The event information of an N-EVENT-REPORT (PS3.4 Table J.3-2). Raises DestinationFailed when it is none."""
-    try:
-        data_set = decode(io.BytesIO(content), UID(syntax).is_implicit_VR, True)
-        ok = tuple(str(item.ReferencedSOPInstanceUID) for item in data_set.get("ReferencedSOPSequence", []))
-        failed = {
-            str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0x0110))
-            for item in data_set.get("FailedSOPSequence", [])
-        }
-        return Report(str(data_set.TransactionUID), ok, failed)
-    except Exception:  # noqa: BLE001 - whatever a peer can send
-        raise DestinationFailed("protocol", "the destination's report of commitment cannot be read") from None

@@ -24,6 +24,7 @@ from clara_flow.services.dicom.export.leases import BrokenOff, Hold
 from clara_flow.services.dicom.export.retry_policy import Course, Settlement, Verdict, settle
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender
 from clara_flow.services.dicom.export.senders import node_of
+from clara_flow.services.dicom.wire.commitment import CommitmentReport
 from clara_flow.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -153,9 +154,9 @@ def _commit(desk: Desk, delivery: Delivery, destination: Destination, hold: Hold
         items = desk.persistently(deliveries.list_items, delivery)
         return [(item.sop_class_uid, item.sop_instance_uid) for item in items if item.state is ItemState.SENT]
 
-    def note(report: commitment.Report) -> None:
-        if report.transaction_uid == transaction:
-            desk.persistently(commitment.note_report, report.transaction_uid, report.ok, report.failed)
+    def note(report: CommitmentReport) -> None:
+        if report.transaction == transaction:
+            desk.persistently(commitment.note_report, report.transaction, report.ok, report.failed)
 
     references = unconfirmed()
     if not references:

@@ -36,8 +36,9 @@ from clara_flow.services.dicom.wire.pdu import (
     SHORT_BODY,
     PduType,
 )
+from clara_flow.services.dicom.wire.references import MAXIMUM_BYTES
 
-LONGEST_ANSWER = 1024 * 1024  # of a PDU that is no P-DATA-TF, and of a message
+LONGEST_ANSWER = 1024 * 1024  # of a PDU that is no P-DATA-TF
 SMALLEST_PDU = 64  # a peer that takes less takes nothing
 RELEASE_RQ = HEADER.pack(PduType.RELEASE_RQ, SHORT_BODY) + bytes(SHORT_BODY)
 RELEASE_S = 2.0  # a peer that does not confirm the end is left
@@ -117,7 +118,7 @@ class Link:
                     raise self._broken("protocol", "sent an item that does not fit its PDU")
                 parts += body[ITEM_HEADER.size : 4 + length]
                 body = body[4 + length :]
-                if len(parts) > LONGEST_ANSWER:
+                if len(parts) > MAXIMUM_BYTES:
                     raise self._broken("protocol", "answered with a message that is too long")
                 if not control & LAST:
                     continue

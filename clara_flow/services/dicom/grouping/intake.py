@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from clara_flow.errors import StorageError
 from clara_flow.records import dicom_ingest as records
 from clara_flow.records.dicom_ingest import GroupingRule, Ingested
 from clara_flow.services.dicom import journal_entries
+from clara_flow.services.dicom.export.commitment import note_report
 from clara_flow.services.dicom.journal import JournalReader
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ class JournalIntake:
             if new_offset == offset:  # half a line
                 break
             rules = self._rules({entry.aetitle for entry in entries if isinstance(entry, journal_entries.Opened)})
-            lines = [line_of(entry) for entry in entries]
+            self._note_reports(entries)  # before the offset moves: what is noted twice is noted once
+            lines = [line for entry in entries if (line := line_of(entry)) is not None]
             try:
                 ingested = records.ingest(self.engine, name, lines, offset=offset, new_offset=new_offset, rules=rules)
             except (DataError, IntegrityError) as error:
@@ -91,6 +93,15 @@ class JournalIntake:
             records.forget_journal(self.engine, name)
             self._offsets.pop(name, None)
 
+    def _note_reports(self, entries: Sequence[journal_entries.Entry]) -> None:
+        for entry in entries:
+            if isinstance(entry, journal_entries.CommitmentReported):
+                is_ours = note_report(self.engine, entry.transaction, set(entry.ok), entry.failed)
+                what = "a report of storage commitment" if is_ours else "a report of a storage commitment not asked for"
+                log.info(
+                    "association %s: %s of %d instances", entry.association, what, len(entry.ok) + len(entry.failed)
+                )
+
     def _size(self, name: str) -> int:
         try:
             return (self.reader.folder / name).stat().st_size
@@ -98,17 +109,29 @@ class JournalIntake:
             return 0
 
 
-def line_of(entry: journal_entries.Entry) -> records.Opened | records.Stored | records.Closed:
-    """A journal's entry as the tables take it."""
-    if isinstance(entry, journal_entries.Opened):
-        return records.Opened(
-            association=entry.association, at=entry.at, calling_ae=entry.calling, called_ae=entry.called,
-            aetitle=entry.aetitle, peer=entry.peer, require_release=entry.require_release,
-        )  # fmt: skip
-    if isinstance(entry, journal_entries.Closed):
-        return records.Closed(association=entry.association, at=entry.at, how=entry.how)
-    return records.Stored(
-        association=entry.association, at=entry.at, path=entry.path, size_bytes=entry.size,
-        sop_class_uid=entry.sop_class, sop_instance_uid=entry.sop_instance, study_uid=entry.study,
-        series_uid=entry.series, transfer_syntax=entry.transfer_syntax, attributes=entry.attributes, keys=entry.keys,
-    )  # fmt: skip
+def line_of(entry: journal_entries.Entry) -> records.Line | None:
+    """A journal's entry as the tables take it; None for what is noted elsewhere."""
+    match entry:
+        case journal_entries.Opened():
+            return records.Opened(
+                association=entry.association, at=entry.at, calling_ae=entry.calling, called_ae=entry.called,
+                aetitle=entry.aetitle, peer=entry.peer, require_release=entry.require_release,
+            )  # fmt: skip
+        case journal_entries.Stored():
+            return records.Stored(
+                association=entry.association, at=entry.at, path=entry.path, size_bytes=entry.size,
+                sop_class_uid=entry.sop_class, sop_instance_uid=entry.sop_instance, study_uid=entry.study,
+                series_uid=entry.series, transfer_syntax=entry.transfer_syntax, attributes=entry.attributes,
+                keys=entry.keys,
+            )  # fmt: skip
+        case journal_entries.Closed():
+            return records.Closed(association=entry.association, at=entry.at, how=entry.how)
+        case journal_entries.CommitmentAsked():
+            return records.CommitmentAsked(
+                association=entry.association, at=entry.at, report=entry.report, transaction_uid=entry.transaction,
+                references=entry.references, is_last=entry.is_last,
+            )  # fmt: skip
+        case journal_entries.CommitmentTold():
+            return records.CommitmentTold(association=entry.association, at=entry.at, report=entry.report)
+        case journal_entries.CommitmentReported():
+            return None

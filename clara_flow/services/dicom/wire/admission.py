@@ -11,7 +11,7 @@ from clara_flow.services.dicom.wire.contexts import ACCEPTED, VERIFICATION, answ
 from clara_flow.services.dicom.wire.negotiation import APPLICATION_CONTEXT, AssociateRequest, ContextAnswer, Role
 from clara_flow.services.dicom.wire.pdu import Rejection
 from clara_flow.services.dicom.wire.slots import Slot
-from clara_flow.services.dicom.wire.sources import Address, HostNames, find_source, is_who_it_says
+from clara_flow.services.dicom.wire.sources import Address, HostNames, find_source, is_committer, is_who_it_says
 
 # Result, source, reason: PS3.8 Table 9-21. 1 is permanent: the peer need not try again.
 BUSY = Rejection(2, 3, 2, "busy")
@@ -72,12 +72,20 @@ def admit(
 ) -> Admitted | Rejection:
     """Decide. That the listener as a whole has a slot left was asked before.
 
+    A destination that is asked for storage commitment may call us by the AE title by which we call it, to report; so
+    may a source. Nothing is stored there.
+
     holds   gets what the association holds as long as it lives, also when it is rejected later on the way.
     """
     if not request.protocol_version & 1:
         return WRONG_PROTOCOL
     source = find_source(config.sources, request.calling, peer, policy.names)
-    if source is None and policy.reject_unknown_sources:
+    is_source = source is not None or not policy.reject_unknown_sources
+    may_report = any(
+        rule.called == request.called and (is_source or is_committer(rule, request.calling, peer, policy.names))
+        for rule in config.committers
+    )
+    if not is_source and not may_report:
         return UNKNOWN_SOURCE
     if source is not None and not is_who_it_says(source, request.identity):
         return WRONG_IDENTITY
@@ -86,9 +94,12 @@ def admit(
         if slot is None:
             return SOURCE_BUSY
         holds.callback(slot.release)
-    rule = config.aetitles.get(request.called)
+    rule = config.aetitles.get(request.called) if is_source else None
+    stores = rule is not None and not rule.draining
     if rule is None or rule.draining:
-        return UNKNOWN_CALLED
+        if not may_report:
+            return UNKNOWN_CALLED
+        rule = AeTitleRule(name="", ae_title=request.called)
     if request.application_context != APPLICATION_CONTEXT:
         return WRONG_APPLICATION_CONTEXT
     proposed = {context.abstract_syntax for context in request.contexts}
@@ -97,7 +108,7 @@ def admit(
     if any(map(is_storage, proposed)) and policy.is_space_short():
         return NO_SPACE
     answers, roles = answer_contexts(
-        request.contexts, request.roles, verification_syntaxes=policy.verification_syntaxes
+        request.contexts, request.roles, verification_syntaxes=policy.verification_syntaxes, stores=stores
     )
     checked = source is not None and bool(source.user_name)
     wants = request.identity is not None and request.identity.wants_response

@@ -16,12 +16,13 @@ from clara_flow.errors import StorageError
 from clara_flow.services.dicom.journal_entries import How
 from clara_flow.services.dicom.listener_config import ListenerConfig
 from clara_flow.services.dicom.privacy import hashed
-from clara_flow.services.dicom.spool import Incoming, SpoolWriter
+from clara_flow.services.dicom.spool import SpoolWriter
 from clara_flow.services.dicom.wire.admission import Admitted, Policy, admit
 from clara_flow.services.dicom.wire.command_set import CommandError
 from clara_flow.services.dicom.wire.commitment import CommitmentCheck
 from clara_flow.services.dicom.wire.conversation import Conversation
 from clara_flow.services.dicom.wire.counters import Counters, Progress
+from clara_flow.services.dicom.wire.ledger import JournalLedger
 from clara_flow.services.dicom.wire.lobby import Arrival
 from clara_flow.services.dicom.wire.negotiation import AssociateRequest, decode_request, encode_accept
 from clara_flow.services.dicom.wire.pdu import (
@@ -84,7 +85,7 @@ class Association:
         self._station = station
         self._holds = holds
         self._progress = Progress(str(uuid4()), time.monotonic())
-        self._spool_id: UUID | None = None  # there is none until something is stored
+        self._spool_id: UUID | None = None  # there is none until something is written down
         self._stored: set[bytes] = set()
         self._conversation: Conversation | None = None
         self._stopping = threading.Event()
@@ -170,7 +171,7 @@ class Association:
         return End("lost")
 
     def _converse_with(self, request: AssociateRequest, admitted: Admitted) -> Conversation:
-        def begin() -> Incoming:
+        def spool_id() -> UUID:
             if self._spool_id is None:
                 self._spool_id = self._station.writer.open_association(
                     request.calling,
@@ -180,14 +181,14 @@ class Association:
                     admitted.rule.require_release,
                 )
                 self._progress.association = str(self._spool_id)
-            return self._station.writer.begin(self._spool_id)
+            return self._spool_id
 
         reception = Reception(
             called=request.called,
             calling=request.calling,
             config=self._station.config,
             is_space_short=self._station.policy.is_space_short,
-            begin=begin,
+            begin=lambda: self._station.writer.begin(spool_id()),
             on_stored=self._note_stored,
             on_broken=self._station.on_broken,
         )
@@ -196,6 +197,7 @@ class Association:
             reception,
             is_stored=lambda sop_class, sop_instance: _digest(sop_class, sop_instance) in self._stored,
             check=self._station.check,
+            ledger=JournalLedger(self._station.writer, spool_id, self._station.on_broken),
             counters=self._station.counters,
             send=self._socket.sendall,
             peer_maximum=request.maximum_length,
@@ -212,8 +214,8 @@ class Association:
         try:
             if self._conversation is not None:
                 self._conversation.abandon()
-                if self._conversation.unacknowledged_reports:
-                    log.warning("association %s: a commitment report was not answered", self._progress.association)
+                if owed := self._conversation.unacknowledged_reports:
+                    log.info("association %s: %d commitment reports stay owed", self._progress.association, owed)
             if self._spool_id is not None and end.how is not None:
                 self._station.writer.close_association(self._spool_id, end.how)
         except StorageError as error:

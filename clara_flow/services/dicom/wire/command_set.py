@@ -40,6 +40,7 @@ class Status:
     SUCCESS = 0x0000
     PROCESSING_FAILURE = 0x0110
     NO_SUCH_INSTANCE = 0x0112
+    NO_SUCH_EVENT = 0x0113
     INVALID_ARGUMENT = 0x0115
     INVALID_INSTANCE = 0x0117
     CLASS_INSTANCE_CONFLICT = 0x0119
@@ -52,6 +53,11 @@ class Status:
     CANNOT_UNDERSTAND = 0xC000
 
 
+def is_success(status: int | None) -> bool:
+    """Whether an answer says so, be it with a warning (PS3.7 Annex C)."""
+    return status in {Status.SUCCESS, 0x0001, 0x0107, 0x0116} or (status is not None and status >> 12 == 0xB)
+
+
 class CommandError(Exception):
     """A command set that cannot be read: nobody knows what to answer, so the association is aborted."""
 
@@ -60,7 +66,7 @@ class CommandError(Exception):
 class Command:
     """A request, or the response to one of ours. UIDs without padding; "" where there is none.
 
-    sop_class, sop_instance     Affected (C-STORE, C-ECHO) or Requested (N-ACTION).
+    sop_class, sop_instance     Affected (C-STORE, C-ECHO, N-EVENT-REPORT) or Requested (N-ACTION).
     kind                        of the event or action; None where there is none.
     """
 
@@ -86,7 +92,7 @@ def decode(data: bytes) -> Command:
         has_data_set=_number(elements, DATA_SET_TYPE) != NO_DATA_SET,
         sop_class=_uid(elements, AFFECTED_SOP_CLASS) or _uid(elements, REQUESTED_SOP_CLASS),
         sop_instance=_uid(elements, AFFECTED_SOP_INSTANCE) or _uid(elements, REQUESTED_SOP_INSTANCE),
-        kind=_number(elements, ACTION_TYPE) if ACTION_TYPE in elements else None,
+        kind=next((_number(elements, each) for each in (ACTION_TYPE, EVENT_TYPE) if each in elements), None),
         status=_number(elements, STATUS) if STATUS in elements else None,
     )
 
@@ -96,6 +102,7 @@ def response(command: Command, status: int, comment: str = "") -> bytes:
 
     comment     why it is no success, cut to 64 characters (PS3.7 Annex C); never a patient's attribute.
     """
+    kind = EVENT_TYPE if command.field == N_EVENT_REPORT_RQ else ACTION_TYPE
     elements = {
         AFFECTED_SOP_CLASS: _uid_bytes(command.sop_class),
         COMMAND_FIELD: struct.pack("<H", (command.field | RESPONSE) & 0xFFFF),
@@ -104,7 +111,7 @@ def response(command: Command, status: int, comment: str = "") -> bytes:
         STATUS: struct.pack("<H", status),
         ERROR_COMMENT: _padded(comment[:COMMENT_CHARACTERS].encode("ascii", errors="replace"), b" "),
         AFFECTED_SOP_INSTANCE: _uid_bytes(command.sop_instance),
-        ACTION_TYPE: b"" if command.kind is None else struct.pack("<H", command.kind),
+        kind: b"" if command.kind is None else struct.pack("<H", command.kind),
     }
     return encode({number: value for number, value in elements.items() if value})
 

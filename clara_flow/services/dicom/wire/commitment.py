@@ -1,27 +1,32 @@
-"""Storage Commitment Push Model (PS3.4 Annex J): a peer asks whether what it sent is safe, and is told so."""
+"""Storage Commitment Push Model (PS3.4 Annex J), both ways.
+
+A peer asks whether what it sent is safe (N-ACTION) and is told so (N-EVENT-REPORT); or it tells what it keeps of what
+we sent. Both are written down before they are answered.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
 
 from pydicom import DataElement, Dataset
 from pydicom.config import IGNORE
 from pydicom.filebase import DicomBytesIO
-from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
+from clara_flow.errors import StorageError
 from clara_flow.services.dicom.wire.command_set import Command, Status
 from clara_flow.services.dicom.wire.contexts import EXPLICIT_BIG, IMPLICIT_LITTLE, STORAGE_COMMITMENT
 from clara_flow.services.dicom.wire.negotiation import ContextAnswer, is_uid
+from clara_flow.services.dicom.wire.references import MAXIMUM_BYTES, Content, Named, read_references
 from clara_flow.services.dicom.wire.store import Operation, Outcome, Refused
 
 WELL_KNOWN_INSTANCE = "1.2.840.10008.1.20.1.1"
 REQUEST_ACTION = 1
 ALL_SAFE, FAILURES_EXIST = 1, 2  # event types (PS3.4 section J.3.3.1)
 SAFE = 0
-MAXIMUM_BYTES = 4 * 1024 * 1024  # some 30,000 references
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +45,64 @@ class CommitmentRequest:
     references: tuple[Reference, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CommitmentReport:
+    """What a peer says of a transaction of ours: SOP Instance UIDs that it keeps, and those that it does not with the
+    Failure Reason (PS3.3 section C.14)."""
+
+    transaction: str
+    ok: frozenset[str]
+    failed: Mapping[str, int]
+
+
+class Ledger(Protocol):
+    """Where one association's part in storage commitment is written down. Raises StorageError."""
+
+    def asked(self, request: CommitmentRequest) -> UUID:
+        """A report is owed to the peer from now on, durably. Its id."""
+
+    def told(self, report: UUID) -> None:
+        """The peer has acknowledged it."""
+
+    def reported(self, report: CommitmentReport) -> None:
+        """A peer has reported, durably."""
+
+
 # For each reference SAFE, or a Failure Reason of PS3.3 section C.14: NO_SUCH_INSTANCE, CLASS_INSTANCE_CONFLICT, ...
 CommitmentCheck = Callable[[Sequence[Reference]], Sequence[int]]
 
 
-def begin_action(command: Command, context: ContextAnswer) -> Operation:
+def begin_action(command: Command, context: ContextAnswer, ledger: Ledger) -> Operation:
     """What takes the data set of this N-ACTION."""
+    refusal = _refusal(command, context, {REQUEST_ACTION}, Status.NO_SUCH_ACTION)
+    return Refused(refusal) if refusal else CommitmentAction(context.transfer_syntax, ledger)
+
+
+def begin_event(command: Command, context: ContextAnswer, ledger: Ledger) -> Operation:
+    """What takes the data set of this N-EVENT-REPORT."""
+    refusal = _refusal(command, context, {ALL_SAFE, FAILURES_EXIST}, Status.NO_SUCH_EVENT)
+    return Refused(refusal) if refusal else _CommitmentEvent(context.transfer_syntax, ledger)
+
+
+def _refusal(command: Command, context: ContextAnswer, kinds: set[int], unknown_kind: int) -> Outcome | None:
     if context.abstract_syntax != STORAGE_COMMITMENT or command.sop_class != STORAGE_COMMITMENT:
-        return Refused(Outcome(Status.CLASS_NOT_SUPPORTED))
+        return Outcome(Status.CLASS_NOT_SUPPORTED)
     if command.sop_instance != WELL_KNOWN_INSTANCE:
-        return Refused(Outcome(Status.NO_SUCH_INSTANCE))
-    if command.kind != REQUEST_ACTION:
-        return Refused(Outcome(Status.NO_SUCH_ACTION))
+        return Outcome(Status.NO_SUCH_INSTANCE)
+    if command.kind not in kinds:
+        return Outcome(unknown_kind)
     if not command.has_data_set:
-        return Refused(Outcome(Status.INVALID_ARGUMENT, "there is no data set"))
-    return CommitmentAction(context.transfer_syntax)
+        return Outcome(Status.INVALID_ARGUMENT, "there is no data set")
+    return None
 
 
-class CommitmentAction:
-    """Collects a request. `request` is there once it was answered with success."""
+class _Collecting:
+    """Collects a data set up to a limit; then `_take` does what it says. Raises ValueError, StorageError there."""
 
-    def __init__(self, transfer_syntax: str) -> None:
-        self._transfer_syntax = transfer_syntax
+    def __init__(self, transfer_syntax: str, ledger: Ledger) -> None:
+        self._transfer_syntax, self._ledger = transfer_syntax, ledger
         self._data = bytearray()
         self._is_too_long = False
-        self.request: CommitmentRequest | None = None
 
     def write(self, data: memoryview) -> None:
         """Keep it, up to a limit."""
@@ -75,40 +113,74 @@ class CommitmentAction:
             self._data += data
 
     def finish(self) -> Outcome:
-        """Success when it could be read."""
+        """Success when it could be read and is written down."""
         if self._is_too_long:
             return Outcome(Status.RESOURCE_LIMITATION, "too many references at once")
         try:
-            self.request = read_request(bytes(self._data), self._transfer_syntax)
+            self._take(bytes(self._data))
         except ValueError as error:
             return Outcome(Status.INVALID_ARGUMENT, str(error))
+        except StorageError as error:
+            is_full = "free_bytes" in error.facts
+            return Outcome(Status.RESOURCE_LIMITATION if is_full else Status.PROCESSING_FAILURE, "it cannot be kept")
         return Outcome(Status.SUCCESS)
 
     def abandon(self) -> None:
         """Forget it."""
         self._data.clear()
 
+    def _take(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class CommitmentAction(_Collecting):
+    """A request. `request` and `report`, the id of what is owed to the peer, are there once it was answered."""
+
+    request: CommitmentRequest | None = None
+    report: UUID | None = None
+
+    def _take(self, data: bytes) -> None:
+        request = read_request(data, self._transfer_syntax)
+        self.report = self._ledger.asked(request)
+        self.request = request
+
+
+class _CommitmentEvent(_Collecting):
+    """A report."""
+
+    def _take(self, data: bytes) -> None:
+        self._ledger.reported(read_report(data, self._transfer_syntax))
+
 
 def read_request(data: bytes, transfer_syntax: str) -> CommitmentRequest:
     """The action information (PS3.4 Table J.3-1). Raises ValueError."""
-    try:
-        dataset = read_dataset(
-            io.BytesIO(data),
-            is_implicit_VR=transfer_syntax == IMPLICIT_LITTLE,
-            is_little_endian=transfer_syntax != EXPLICIT_BIG,
-        )
-        transaction = str(dataset.TransactionUID)
-        references = tuple(
-            Reference(str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
-            for item in dataset.ReferencedSOPSequence
-        )
-    except Exception as error:
-        raise ValueError("the request cannot be read") from error
-    if not is_uid(transaction) or not references:
-        raise ValueError("no transaction or no references")
-    if not all(is_uid(each.sop_class) and is_uid(each.sop_instance) for each in references):
+    content = _read(data, transfer_syntax)
+    if not content.referenced:
+        raise ValueError("no references")
+    references = tuple(Reference(item.sop_class, item.sop_instance) for item in content.referenced)
+    if not all(is_uid(each.sop_class) for each in references):
+        raise ValueError("a reference without a SOP class")
+    return CommitmentRequest(content.transaction, references)
+
+
+def read_report(data: bytes, transfer_syntax: str) -> CommitmentReport:
+    """The event information (PS3.4 Table J.3-2). What it calls both safe and failed has failed. Raises ValueError."""
+    content = _read(data, transfer_syntax)
+    if not content.referenced and not content.failed:
+        raise ValueError("no references")
+    failed = {item.sop_instance: item.reason for item in content.failed}
+    ok = frozenset(item.sop_instance for item in content.referenced if item.sop_instance not in failed)
+    return CommitmentReport(content.transaction, ok, failed)
+
+
+def _read(data: bytes, transfer_syntax: str) -> Content:
+    content = read_references(data, transfer_syntax)
+    if not is_uid(content.transaction):
+        raise ValueError("no transaction UID")
+    named: Sequence[Named] = [*content.referenced, *content.failed]
+    if not all(is_uid(item.sop_instance) for item in named):
         raise ValueError("a reference that is no UID")
-    return CommitmentRequest(transaction, references)
+    return content
 
 
 def write_report(request: CommitmentRequest, reasons: Sequence[int], transfer_syntax: str) -> tuple[int, bytes]:

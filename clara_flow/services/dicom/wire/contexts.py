@@ -41,29 +41,44 @@ def answer_contexts(
     roles: Iterable[Role],
     *,
     verification_syntaxes: Collection[str],
+    stores: bool = True,
 ) -> tuple[list[ContextAnswer], list[Role]]:
     """An answer to each context in the order of proposal, and to the roles of the accepted ones.
 
-    We are SCP alone: a peer that wants to be nothing but SCP of a class is refused it (PS3.7 Annex D.3.3.4).
+    stores      whether instances are taken at all.
+
+    We are SCP alone: a peer that wants to be nothing but SCP of a class is refused it (PS3.7 Annex D.3.3.4). Of
+    storage commitment we are either: a peer that reports what it keeps of ours is the SCP.
     """
     wanted = {role.sop_class: role for role in roles}
-    answers = [_answer(context, wanted.get(context.abstract_syntax), verification_syntaxes) for context in proposed]
+    answers = [
+        _answer(context, wanted.get(context.abstract_syntax), verification_syntaxes, stores=stores)
+        for context in proposed
+    ]
     accepted = {answer.abstract_syntax for answer in answers if answer.result == ACCEPTED}
-    return answers, [Role(role.sop_class, True, False) for role in wanted.values() if role.sop_class in accepted]
+    return answers, [_role(role) for role in wanted.values() if role.sop_class in accepted]
 
 
-def _answer(context: ProposedContext, role: Role | None, verification_syntaxes: Collection[str]) -> ContextAnswer:
+def _role(wanted: Role) -> Role:
+    if wanted.sop_class != STORAGE_COMMITMENT:
+        return Role(wanted.sop_class, True, False)
+    return Role(wanted.sop_class, wanted.scu or not wanted.scp, wanted.scp)
+
+
+def _answer(
+    context: ProposedContext, role: Role | None, verification_syntaxes: Collection[str], *, stores: bool
+) -> ContextAnswer:
     abstract = context.abstract_syntax
     usable = [syntax for syntax in context.transfer_syntaxes if is_uid(syntax)]
     if abstract == VERIFICATION:
         usable = [syntax for syntax in usable if syntax in verification_syntaxes]
     elif abstract == STORAGE_COMMITMENT:
         usable = [syntax for syntax in usable if syntax in PLAIN_SYNTAXES]
-    elif not is_storage(abstract):
+    elif not stores or not is_storage(abstract):
         return _refused(context, ABSTRACT_SYNTAX_NOT_SUPPORTED)
     if not usable:
         return _refused(context, TRANSFER_SYNTAXES_NOT_SUPPORTED)
-    if role is not None and role.scp and not role.scu:
+    if role is not None and role.scp and not role.scu and abstract != STORAGE_COMMITMENT:
         return _refused(context, USER_REJECTION)
     return ContextAnswer(context.context_id, abstract, ACCEPTED, usable[0])
 

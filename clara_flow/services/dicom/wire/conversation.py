@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from uuid import UUID
 
+from clara_flow.errors import StorageError
 from clara_flow.services.dicom.privacy import hashed
 from clara_flow.services.dicom.wire import command_set
 from clara_flow.services.dicom.wire.command_set import Command, Status
@@ -15,8 +17,10 @@ from clara_flow.services.dicom.wire.commitment import (
     CommitmentAction,
     CommitmentCheck,
     CommitmentRequest,
+    Ledger,
     Reference,
     begin_action,
+    begin_event,
     write_report,
 )
 from clara_flow.services.dicom.wire.contexts import STORAGE_COMMITMENT, VERIFICATION
@@ -40,6 +44,7 @@ class Conversation:
     contexts        the accepted ones by their ID.
     is_stored       whether this association itself has stored that instance (SOP class, SOP instance).
     check           asks our records for the others.
+    ledger          where storage commitment is written down.
     send            puts bytes on the wire.
     peer_maximum    the longest P-DATA-TF that the peer takes, in bytes; 0: no limit.
     """
@@ -51,6 +56,7 @@ class Conversation:
         *,
         is_stored: Callable[[str, str], bool],
         check: CommitmentCheck,
+        ledger: Ledger,
         counters: Counters,
         send: Callable[[bytes], None],
         peer_maximum: int,
@@ -59,13 +65,15 @@ class Conversation:
         self._reception = reception
         self._is_stored = is_stored
         self._check = check
+        self._ledger = ledger
         self._counters = counters
         self._send = send
         self._peer_maximum = peer_maximum
         self._command = bytearray()
         self._context_id = 0
         self._pending: _Pending | None = None
-        self._reports = 0  # told to the peer and not yet acknowledged
+        self._reports = 0  # so many were told to the peer
+        self._unacknowledged: dict[int, UUID] = {}  # of these, by their message ID
 
     @property
     def is_busy(self) -> bool:
@@ -75,7 +83,7 @@ class Conversation:
     @property
     def unacknowledged_reports(self) -> int:
         """Storage commitment reports that the peer has not answered."""
-        return self._reports
+        return len(self._unacknowledged)
 
     def take(self, fragment: Fragment) -> None:
         """The next piece of a message. Raises PduError, CommandError, and OSError when the answer cannot be sent."""
@@ -115,7 +123,9 @@ class Conversation:
         if command.field == command_set.C_STORE_RQ:
             operation = begin_store(command, context, self._reception)
         elif command.field == command_set.N_ACTION_RQ:
-            operation = begin_action(command, context)
+            operation = begin_action(command, context, self._ledger)
+        elif command.field == command_set.N_EVENT_REPORT_RQ:
+            operation = begin_event(command, context, self._ledger)
         elif command.field == command_set.C_ECHO_RQ:
             is_known = context.abstract_syntax == VERIFICATION
             operation = Refused(Outcome(Status.SUCCESS if is_known else Status.CLASS_NOT_SUPPORTED))
@@ -131,16 +141,16 @@ class Conversation:
         outcome = pending.operation.finish()
         self._pending = None
         if command.field & command_set.RESPONSE:
-            if command.field == command_set.N_EVENT_REPORT_RSP and self._reports:
-                self._reports -= 1
+            if command.field == command_set.N_EVENT_REPORT_RSP:
+                self._note_told(command)
             return  # nobody answers an answer
         if command.field == command_set.C_CANCEL_RQ:
             return  # there is nothing to cancel, and no answer to it (PS3.7 section 9.3.2.3)
         if command.field == command_set.C_STORE_RQ:
             self._note(command, outcome)
         self._say(command_set.response(command, outcome.status, outcome.comment))
-        if isinstance(pending.operation, CommitmentAction) and pending.operation.request is not None:
-            self._report(pending.operation.request)
+        if isinstance(pending.operation, CommitmentAction) and outcome.status == Status.SUCCESS:
+            self._report(pending.operation)
 
     def _note(self, command: Command, outcome: Outcome) -> None:
         self._counters.answer(outcome.status)
@@ -148,13 +158,28 @@ class Conversation:
             name = hashed(command.sop_instance)
             log.warning("instance %s refused: 0x%04X %s", name, outcome.status, outcome.comment)
 
-    def _report(self, request: CommitmentRequest) -> None:
-        """Tell the peer what is safe, on this association (PS3.4 section J.3.3)."""
+    def _report(self, action: CommitmentAction) -> None:
+        """Tell the peer what is safe, on this association (PS3.4 section J.3.3); what it does not take stays owed."""
+        assert action.request is not None and action.report is not None  # noqa: S101, PT018 - for the type checker
         syntax = self._contexts[self._context_id].transfer_syntax
-        event_type, data = write_report(request, self._judge(request), syntax)
+        event_type, data = write_report(action.request, self._judge(action.request), syntax)
         self._reports += 1
         message_id = self._reports & 0xFFFF
+        self._unacknowledged[message_id] = action.report
         self._say(command_set.event_report(message_id, STORAGE_COMMITMENT, WELL_KNOWN_INSTANCE, event_type), data)
+
+    def _note_told(self, command: Command) -> None:
+        report = self._unacknowledged.get(command.message_id)
+        if report is None:
+            return
+        if not command_set.is_success(command.status):
+            log.warning("a report of storage commitment was refused: 0x%04X; it is sent again later", command.status)
+            return
+        try:
+            self._ledger.told(report)
+            del self._unacknowledged[command.message_id]
+        except StorageError as error:  # the peer will be told once more
+            log.warning("that a report of storage commitment was taken is not in the journal: %s", error)
 
     def _judge(self, request: CommitmentRequest) -> list[int]:
         """For each reference, whether it is safe: what was stored here needs no asking."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from clara_flow.services.dicom.listener_config import SourceRule
+from clara_flow.services.dicom.listener_config import CommitterRule, SourceRule
 from clara_flow.services.dicom.wire.negotiation import UserIdentity
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -67,6 +67,11 @@ class HostNames:
 def find_source(rules: Iterable[SourceRule], calling: str, peer: Address, names: HostNames) -> SourceRule | None:
     """The first rule for this calling AE title (exact, case counts) whose host is the peer's."""
     return next((rule for rule in rules if rule.ae_title == calling and is_host(rule.host, peer, names)), None)
+
+
+def is_committer(rule: CommitterRule, calling: str, peer: Address, names: HostNames) -> bool:
+    """Whether the peer is that destination."""
+    return rule.ae_title == calling and is_host(rule.host, peer, names)
 
 
 def is_host(host: str, peer: Address, names: HostNames) -> bool:
