@@ -177,6 +177,11 @@ class Settings(BaseSettings):
         5, ge=0, description="Pause before the first of these; it doubles from one to the next."
     )
     dicom_export_timeout_s: float = Field(60, gt=0, description="Time a destination has for each of its answers.")
+    dicom_commitment_report_retention_s: float = Field(
+        604_800,
+        ge=0,
+        description="How long a report of storage commitment is kept that its peer could not be told.",
+    )
     results_lease_s: float = Field(
         1800, gt=0, description="Time after which a delivery task is offered again that nobody reported on."
     )

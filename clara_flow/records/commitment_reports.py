@@ -132,16 +132,17 @@ def acknowledged(engine: sa.Engine, report: uuid.UUID) -> None:
         settle(session, report)
 
 
-def postpone(engine: sa.Engine, report: CommitmentReport, message: str, pause_s: float) -> None:
-    """It could not be told: neither it nor others of its destination are tried for `pause_s` seconds."""
+def postpone(engine: sa.Engine, report: CommitmentReport, message: str, pause_s: float, *, with_others: bool) -> None:
+    """It could not be told: it is not tried for `pause_s` seconds; nor are the others of its destination, if so said."""
     with transaction(engine) as session:
         until = clock(session) + timedelta(seconds=pause_s)
         this = sa.update(CommitmentReport).where(col(CommitmentReport.id) == report.id)
         session.execute(this.values(not_before=until, message=storable(message)))
-        others = sa.update(CommitmentReport).where(
-            col(CommitmentReport.destination) == report.destination, col(CommitmentReport.not_before) < until
-        )
-        session.execute(others.values(not_before=until))
+        if with_others:
+            others = sa.update(CommitmentReport).where(
+                col(CommitmentReport.destination) == report.destination, col(CommitmentReport.not_before) < until
+            )
+            session.execute(others.values(not_before=until))
 
 
 def drop(engine: sa.Engine, older_than_s: float) -> int:

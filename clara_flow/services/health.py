@@ -63,6 +63,9 @@ SELECT 'deliveries', count(*), max(extract(epoch FROM now() - created)) FROM del
 UNION ALL
 SELECT 'inference requests', count(*), max(extract(epoch FROM now() - created)) FROM inference_requests
 WHERE state <> 'Completed'
+UNION ALL
+SELECT 'commitment reports', count(*), max(extract(epoch FROM now() - created)) FROM dicom_commitment_reports
+WHERE not_before IS NOT NULL
 """)
 
 

@@ -18,6 +18,7 @@ from clara_flow.services.dicom.export import breaker as breakers
 from clara_flow.services.dicom.export.breaker import Breaker, Permit, Tuning
 from clara_flow.services.dicom.export.delivering import Desk, deliver
 from clara_flow.services.dicom.export.leases import BrokenOff, LeaseKeeper
+from clara_flow.services.dicom.export.owed_reports import tell_next
 from clara_flow.services.dicom.export.retry_policy import Course, Settlement, pause_s
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender
 from clara_flow.services.dicom.export.sender_pool import MakeSender, SenderPool
@@ -75,7 +76,7 @@ class Slots:
 
 
 class DestinationQueue:
-    """Delivers what waits for one destination, `destination.concurrency` at once.
+    """Delivers what waits for one destination, `destination.concurrency` at once, and tells it what it is owed.
 
     agents      whose tasks are taken: ours.
     """
@@ -102,6 +103,7 @@ class DestinationQueue:
         )
         self._breaker = Breaker()
         self._is_due = False
+        self._owes_reports = False
         self._is_over = False
         self._changed = threading.Condition()
         self._threads: dict[int, threading.Thread] = {}
@@ -135,6 +137,12 @@ class DestinationQueue:
         with self._changed:
             self._is_due = True
             self._changed.notify_all()
+
+    def owe(self) -> None:
+        """It is owed a report of storage commitment."""
+        with self._changed:
+            self._owes_reports = True
+        self.ring()
 
     def end(self) -> None:
         """Take nothing more; what is under way goes on."""
@@ -196,6 +204,11 @@ class DestinationQueue:
         try:
             with self._changed:
                 self._is_due = False  # rung again by whoever has something after this look
+                owes_reports, self._owes_reports = self._owes_reports, False
+            if owes_reports and tell_next(self._desk, destination):
+                self._untried(permit)
+                self.owe()  # there may be more
+                return
             taken = time.monotonic()
             delivery = self._take()
             if delivery is None or delivery.lease is None:

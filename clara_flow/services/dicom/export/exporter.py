@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
-from clara_flow.records import deliveries, dicom_config
+from clara_flow.records import commitment_reports, deliveries, dicom_config
+from clara_flow.records.commitment_reports import Owed
 from clara_flow.records.deliveries import Queue
 from clara_flow.records.dicom_models import Destination
 from clara_flow.records.doorbell import Doorbell
@@ -22,6 +23,7 @@ from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
 from clara_flow.services.dicom.export.destination_queue import DestinationQueue, Slots
 from clara_flow.services.dicom.export.leases import LeaseKeeper
+from clara_flow.services.dicom.export.owed_reports import OwedReports
 from clara_flow.services.dicom.export.sender import Deidentify, Sender
 from clara_flow.services.dicom.export.senders import sender_for
 from clara_flow.services.dicom.heartbeats import Heartbeats
@@ -52,6 +54,7 @@ class Exporter:
         self._slots = Slots(settings.dicom_scu_maximum_associations)
         self._keeper = LeaseKeeper(house.engine, lease_s)
         self._heartbeats = Heartbeats(Places.of(settings).heartbeats)
+        self._reports = OwedReports(house.engine, settings.dicom_commitment_report_retention_s)
         self._queues: dict[str, DestinationQueue] = {}
         self._leaving: list[DestinationQueue] = []
         self._known: set[str] | None = None  # keys of the destinations at the last look
@@ -60,7 +63,7 @@ class Exporter:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; then finish what is under way, or give it back. Raises SettingsError."""
-        bell = Doorbell(self.house.engine, [deliveries.CHANNEL, dicom_config.CHANNEL])
+        bell = Doorbell(self.house.engine, [deliveries.CHANNEL, dicom_config.CHANNEL, commitment_reports.CHANNEL])
         is_over = threading.Event()
 
         def wake_at_end() -> None:
@@ -92,13 +95,18 @@ class Exporter:
             self._match(destinations)
             for queue in waiting:
                 self._offer(queue)
+            owed = self._reports.look(destinations)
+            for name in {report.destination for report in owed if report.is_due}:
+                if (known := self._queues.get(name.casefold())) is not None:
+                    known.owe()
         except ClaraFlowError as error:
             self._outage.met(error)
             self._heartbeats.beat(HEARTBEAT, problem=type(error).__name__)
             return WAITING_LOOK_S
         self._outage.over()
-        self._tell(waiting)
-        return min(poll_s, WAITING_LOOK_S) if any(queue.pending > queue.due for queue in waiting) else poll_s
+        self._tell(waiting, owed)
+        is_soon = any(queue.pending > queue.due for queue in waiting) or any(report.destination for report in owed)
+        return min(poll_s, WAITING_LOOK_S) if is_soon else poll_s
 
     def _is_ours(self, queue: Queue) -> bool:
         return queue.agent.casefold() in {agent.casefold() for agent in self.agents}
@@ -156,7 +164,7 @@ class Exporter:
                     self.house.engine, delivery.id, False, _nobody(delivery.destination), lease=delivery.lease
                 )
 
-    def _tell(self, waiting: list[Queue]) -> None:
+    def _tell(self, waiting: list[Queue], owed: list[Owed]) -> None:
         """Signs of life: of the whole, and of each destination."""
         now = datetime.now(UTC)
         self._heartbeats.beat(
@@ -165,6 +173,8 @@ class Exporter:
             due=sum(queue.due for queue in waiting),
             in_progress=sum(queue.in_progress for queue in waiting),
             destinations=len(self._queues),
+            reports_owed=len(owed),
+            reports_without_destination=sum(not report.destination for report in owed),
         )
         for key, queue in self._queues.items():
             rows = [row for row in waiting if row.destination.casefold() == key]
@@ -175,6 +185,7 @@ class Exporter:
                 pending=sum(row.pending for row in rows),
                 in_progress=sum(row.in_progress for row in rows),
                 oldest_s=round(max(0.0, (now - oldest).total_seconds()), 3),
+                reports_owed=sum(report.destination == queue.name for report in owed),
                 last_error=queue.last_error,
             )
 

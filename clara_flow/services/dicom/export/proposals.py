@@ -18,6 +18,7 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import PresentationContext
 
@@ -48,10 +49,14 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A presentation context: a SOP class, and transfer syntaxes of which the peer takes one."""
+    """A presentation context: a SOP class, and transfer syntaxes of which the peer takes one.
+
+    is_provider     whether we, who call, are the SCP of the class (PS3.7 Annex D.3.3.4).
+    """
 
     abstract_syntax: str
     transfer_syntaxes: tuple[str, ...]
+    is_provider: bool = False
 
 
 def request_for(node: Node, contexts: Sequence[Context]) -> bytes:
@@ -71,11 +76,20 @@ def request_for(node: Node, contexts: Sequence[Context]) -> bytes:
     primitive = A_ASSOCIATE()
     primitive.application_context_name = UID(APPLICATION_CONTEXT)
     primitive.calling_ae_title, primitive.called_ae_title = node.calling, node.called
-    primitive.user_information = [maximum, own_class, version]
+    primitive.user_information = [maximum, own_class, version, *_roles(contexts)]
     primitive.presentation_context_definition_list = proposed
     pdu = A_ASSOCIATE_RQ()
     pdu.from_primitive(primitive)
     return pdu.encode()
+
+
+def _roles(contexts: Sequence[Context]) -> list[SCP_SCU_RoleSelectionNegotiation]:
+    roles = []
+    for uid in dict.fromkeys(context.abstract_syntax for context in contexts if context.is_provider):
+        role = SCP_SCU_RoleSelectionNegotiation()
+        role.sop_class_uid, role.scu_role, role.scp_role = UID(uid), False, True
+        roles.append(role)
+    return roles
 
 
 def answers_in(body: bytes) -> tuple[dict[int, tuple[int, str]], int]:
