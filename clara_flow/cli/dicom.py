@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typer
 
-from clara_flow.cli import dicom_aetitle, dicom_destination, dicom_groups, dicom_source
+from clara_flow.cli import dicom_aetitle, dicom_destination, dicom_groups, dicom_reports, dicom_source
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(dicom_aetitle.app, name="aetitle")
 app.add_typer(dicom_source.app, name="source")
 app.add_typer(dicom_destination.app, name="destination")
 dicom_groups.register(app)
+app.command("reports")(dicom_reports.reports)
 
 
 @app.callback()

@@ -133,7 +133,7 @@ def acknowledged(engine: sa.Engine, report: uuid.UUID) -> None:
 
 
 def postpone(engine: sa.Engine, report: CommitmentReport, message: str, pause_s: float, *, with_others: bool) -> None:
-    """It could not be told: it is not tried for `pause_s` seconds; nor are the others of its destination, if so said."""
+    """It could not be told: it is not tried for `pause_s` seconds, nor, if so said, the others of its destination."""
     with transaction(engine) as session:
         until = clock(session) + timedelta(seconds=pause_s)
         this = sa.update(CommitmentReport).where(col(CommitmentReport.id) == report.id)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import sys
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 from dcmtk import Storescp
 from postgres_fixture import database_url  # noqa: F401
+from sqlmodel import Session
 
 from clara_flow.cli import start
 from clara_flow.deployments.pipelines import find_definition
@@ -22,6 +25,7 @@ from clara_flow.plan import Plan
 from clara_flow.records import dicom_config as rows
 from clara_flow.records import pipelines
 from clara_flow.records.database import connect
+from clara_flow.records.dicom_models import CommitmentReport
 from clara_flow.services.dicom.config_check import is_secret
 from clara_flow.services.dicom.wanted_destinations import destinations_of
 from clara_flow.settings import load_settings
@@ -35,7 +39,8 @@ def engine(database_url: str) -> Any:  # noqa: F811
     with engine.begin() as connection:
         connection.execute(
             sa.text(
-                "TRUNCATE dicom_aetitles, dicom_sources, dicom_destinations, dicom_groups, dicom_associations CASCADE"
+                "TRUNCATE dicom_aetitles, dicom_sources, dicom_destinations, dicom_groups, dicom_associations, "
+                "dicom_commitment_reports CASCADE"
             )
         )
     yield engine
@@ -344,3 +349,23 @@ def test_every_command_explains_itself_with_an_example(command: Command, argumen
     status, out, _ = command(*arguments, "--help")
     assert status == 0
     assert "Example" in out
+
+
+def test_reports_that_are_owed(command: Command, engine: sa.Engine) -> None:
+    assert command("reports")[1].strip() == "No report is owed."
+    asked = [["1.2.840.10008.5.1.4.1.1.4", ["1.2.3.1", "1.2.3.2"]]]
+    row = CommitmentReport(
+        id=uuid.uuid4(), association=uuid.uuid4(), calling_ae="CT1", called_ae="BRAIN", peer="192.0.2.7",
+        transaction_uid="1.2.9", asked=asked, is_whole=True, not_before=datetime.now(UTC), message="nobody there",
+        created=datetime(2026, 5, 6, 7, 8, tzinfo=UTC),
+    )  # fmt: skip
+    with Session(engine) as session:
+        session.add(row)
+        session.commit()
+    status, out, _ = command("reports")
+    assert status == 0
+    assert "CT1" in out
+    assert "nobody there" in out
+    [facts] = json.loads(command("reports", "--json")[1])
+    assert (facts["callingAe"], facts["instances"], facts["attempts"]) == ("CT1", 2, 0)
+    assert "1.2.3.1" not in out

@@ -18,6 +18,7 @@ from clara_flow.records.models import METADATA, Payload
 
 DICOM = {"dicom_aetitles", "dicom_sources", "dicom_destinations", "dicom_journals", "dicom_groups", "dicom_instances"}
 DELIVERY = {"dicom_associations", "dicom_submissions", "deliveries", "delivery_items", "inference_requests"}
+DELIVERY |= {"dicom_commitment_reports"}
 TABLES = {"pipelines", "payloads", "jobs", "job_operators", "nodes", "leases", "quotas"} | DICOM | DELIVERY
 
 

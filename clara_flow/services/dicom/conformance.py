@@ -16,7 +16,7 @@ from clara_flow.services.dicom.conformance_web import web
 from clara_flow.services.dicom.export import commitment, dimse, link, proposals, transcode
 from clara_flow.services.dicom.export.sender import REST_S
 from clara_flow.services.dicom.grouping import source_query
-from clara_flow.services.dicom.wire import association, contexts, lobby, tls
+from clara_flow.services.dicom.wire import association, contexts, lobby, references, tls
 from clara_flow.services.dicom.wire.negotiation import APPLICATION_CONTEXT
 
 MR = "1.2.840.10008.5.1.4.1.1.4"  # stands for the storage classes, which are negotiated alike
@@ -72,7 +72,12 @@ def _storage_scp(storage: Iterable[Row]) -> list[str]:
             ("SOP class", "UID", "Role", "Transfer syntaxes"),
             [
                 ("Verification", contexts.VERIFICATION, "SCP", "those of `dicom_verification_transfer_syntaxes`"),
-                ("Storage Commitment Push Model", contexts.STORAGE_COMMITMENT, "SCP", "the uncompressed ones below"),
+                (
+                    "Storage Commitment Push Model",
+                    contexts.STORAGE_COMMITMENT,
+                    "SCP, SCU",
+                    "the uncompressed ones below",
+                ),
                 ("storage classes below", "", "SCP", "all"),
             ],
         ),
@@ -99,9 +104,11 @@ def _storage_scp(storage: Iterable[Row]) -> list[str]:
         _table(("Status", "Meaning", "When"), facts.statuses(facts.STORED_WHEN)),
         text.STORAGE,
         "##### 4.2.1.5 Storage commitment\n",
-        text.COMMITMENT,
+        text.COMMITMENT.format(references=f"{references.MAXIMUM_REFERENCES:,}"),
         _table(("Status of N-ACTION", "Meaning", "When"), facts.statuses(facts.ASKED_WHEN)),
         _table(("Failure Reason", "Meaning", "When"), facts.statuses(facts.COMMITMENT_FAILS_WHEN)),
+        text.REPORTS,
+        _table(("Status of N-EVENT-REPORT", "Meaning", "When"), facts.statuses(facts.REPORTED_WHEN)),
         text.OTHER_OPERATIONS.format(remembered=association.REMEMBERED_INSTANCES),
     ]
 

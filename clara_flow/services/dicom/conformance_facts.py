@@ -49,12 +49,24 @@ STORED_WHEN = {
 }
 # What is answered to N-ACTION.
 ASKED_WHEN = {
-    "SUCCESS": "the request is understood; the report follows on the same association",
+    "SUCCESS": "the request is understood and in the journal; the report follows",
     "NO_SUCH_INSTANCE": "the Requested SOP Instance UID is not the well-known one",
     "INVALID_ARGUMENT": "the transaction UID or a reference is missing or no UID, or the data set cannot be read",
     "CLASS_NOT_SUPPORTED": "the SOP class is not Storage Commitment Push Model",
     "NO_SUCH_ACTION": "the Action Type ID is not 1",
-    "RESOURCE_LIMITATION": "the request is longer than 4 MiB",
+    "PROCESSING_FAILURE": "the request could not be written down",
+    "RESOURCE_LIMITATION": "the request is longer than 16 MiB, or the disk is full",
+}
+# What is answered to N-EVENT-REPORT.
+REPORTED_WHEN = {
+    "SUCCESS": "the report is in the journal",
+    "NO_SUCH_INSTANCE": "the Affected SOP Instance UID is not the well-known one",
+    "NO_SUCH_EVENT": "the Event Type ID is neither 1 nor 2",
+    "INVALID_ARGUMENT": "the transaction UID or a reference is missing or no UID, there are more than 100,000 "
+    "references, or the data set cannot be read",
+    "CLASS_NOT_SUPPORTED": "the SOP class is not Storage Commitment Push Model",
+    "PROCESSING_FAILURE": "the report could not be written down",
+    "RESOURCE_LIMITATION": "the report is longer than 16 MiB, or the disk is full",
 }
 # Failure Reasons (0008,1197) in the report.
 COMMITMENT_FAILS_WHEN = {

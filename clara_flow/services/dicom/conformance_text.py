@@ -30,7 +30,9 @@ For those who connect clara-flow to other DICOM nodes. Conformance is no promise
 ```
  modalities, PACS ──C-STORE, C-ECHO, N-ACTION──►  STORAGE-SCP ──► spool ──► groups ──► jobs
  DICOMweb clients ──STOW-RS, QIDO-RS, WADO-RS──►  GATEWAY ───────►  │                   │
+ PACS, archives   ──────N-EVENT-REPORT─────────►  STORAGE-SCP ───►  │                   │
  PACS, archives   ◄──C-ECHO, C-STORE, N-ACTION──  EXPORT-SCU ◄───────────── deliveries ─┘
+ modalities, PACS ◄──────N-EVENT-REPORT─────────  EXPORT-SCU  (where they did not wait for it)
  DICOMweb servers ◄──────────STOW-RS────────────  EXPORT-SCU
  PACS, archives   ◄──────C-FIND, C-GET──────────  QUERY-SCU   (for completeness of groups, and inference requests)
 ```
@@ -55,7 +57,7 @@ POLICIES = """##### 4.2.1.2 Association policies
 | maximum PDU length that is received | {pdu} bytes (`dicom_maximum_pdu_bytes`); what the peer takes is honoured |
 | Implementation Class UID | {uid} |
 | Implementation Version Name | {name} |
-| role selection | SCP only: peers that want to be nothing but SCP have the context refused (result 1) |
+| role selection | SCP only (a peer that wants to be nothing else has the context refused: 1); both of commitment |
 | extended negotiation of SOP classes | not supported, skipped |
 | user identity | see 7 |
 | time for the association request | {request} s from the connection (`dicom_request_timeout_s`) |
@@ -79,10 +81,21 @@ otherwise): one that comes again is left out or replaces the first, as the AE ti
 either way. What is received cannot be asked for by DIMSE; by DICOMweb it can (4.2.4) for as long as it is kept.
 """
 
-COMMITMENT = """A request (N-ACTION) is answered with an N-EVENT-REPORT on the same association, at once; no
-association is opened for reports. An instance is safe when this association stored it, or when the records have it in
-a group that was not discarded. "Safe" means that it was written as 4.2.1.2 says and that its jobs will be made: it is
-not archived, and goes when its jobs are over and their retention is.
+COMMITMENT = """A request (N-ACTION) of up to {references} references is written to the journal before it is answered.
+The N-EVENT-REPORT follows at once, on the same association. A peer that does not acknowledge it there with success or
+a warning, because it released or broke the association or refused, is told by EXPORT-SCU on another one (4.2.2.5). A
+request that repeats the Transaction UID of one that is still owed takes its place.
+
+An instance is safe when this association stored it, when the records have it in a group that was not discarded, or
+when the journal has it and the records are about to. "Safe" means that it was written as 4.2.1.2 says and that its
+jobs will be made: it is not archived, and goes when its jobs are over and their retention is.
+"""
+
+REPORTS = """As SCU of the class, an N-EVENT-REPORT on an association that the peer opens is taken too. The peer may
+be a source, or a destination that is asked for commitment; it may call any AE title of STORAGE-SCP, or the one by
+which EXPORT-SCU calls that destination, where nothing but Verification and Storage Commitment is accepted. The role
+SCP is accepted where it is negotiated (PS3.7 D.3.3.4), and need not be. A report is answered with success when it is
+in the journal, also one of a transaction that nobody knows.
 """
 
 OTHER_OPERATIONS = """What this association stored, up to {remembered} instances, needs no records to be confirmed.
@@ -97,7 +110,7 @@ EXPORT = """#### 4.2.2 EXPORT-SCU
 |---|---|---|
 | every SOP class UID that a result has | SCU | one context: the file's own; another one: {plain} |
 | Verification ({verification}) | SCU | {plain} |
-| Storage Commitment Push Model ({commitment}) | SCU | {plain} |
+| Storage Commitment Push Model ({commitment}) | SCU; SCP, by role selection, to report | {plain} |
 
 A file goes byte for byte in its own transfer syntax. Only where the peer does not take that, it is decoded to one of
 the others; nothing is ever compressed, and UIDs stay. The test of a destination (`clara-flow dicom destination test`)
@@ -109,8 +122,8 @@ Associations are initiated when there are deliveries for a destination, and rest
 {maximum} deliveries are under way at once (`dicom_scu_maximum_associations`), of each destination as many as its
 `--concurrency` says. The calling AE title is `{title}` (`dicom_scu_ae_title`), or the destination's `--calling`.
 Contexts beyond {contexts} go over another association. PDUs of up to {pdu} bytes are received and sent. Asynchronous
-operations, role selection, extended negotiation and user identity are not proposed. Every answer has {timeout} s
-(`dicom_export_timeout_s`). A rejected, aborted or broken association is tried again, {retries} times
+operations, extended negotiation and user identity are not proposed, role selection only as 4.2.2.5 says. Every answer
+has {timeout} s (`dicom_export_timeout_s`). A rejected, aborted or broken association is tried again, {retries} times
 (`dicom_export_retries`).
 
 ##### 4.2.2.3 Statuses of C-STORE
@@ -121,8 +134,18 @@ SENT is success. FAILED is tried again, POISON is not until somebody asks for it
 EXPORT_COMMITMENT = """##### 4.2.2.4 Storage commitment
 
 Where a destination has `--commitment`, it is asked for all of a delivery's instances when they are sent. Its report
-is waited for on the same association, {wait:g} s after it took the request. STORAGE-SCP does not take reports on
-associations that the peer opens. Without a report the request is repeated, {retries} times at most.
+is waited for on the same association, {wait:g} s after it took the request, and later on any that the peer opens to
+STORAGE-SCP (4.2.1.5). Without a report the request is repeated, {retries} times at most; a report that comes later
+still counts.
+
+##### 4.2.2.5 Reports of storage commitment
+
+A peer that asked STORAGE-SCP and did not acknowledge the report is told on an association of its own: the
+destination whose AE title is the one by which it asked and, of several, whose host is the peer's address. The calling
+AE title is the one that the peer had called. Role selection proposes SCP alone; the report is sent whether or not the
+peer answers it. What is safe is looked up again for each try. Tries go on, with growing pauses, until the peer answers
+with success or a warning, or `dicom_commitment_report_retention_s` is over. Without such a destination the report
+waits for one (`clara-flow dicom reports`).
 """
 
 QUERY = """#### 4.2.3 QUERY-SCU

@@ -39,7 +39,7 @@ def test_the_page_is_up_to_date() -> None:
     ("module", "told"),
     [
         (store, facts.STORED_WHEN),
-        (commitment, facts.ASKED_WHEN),
+        (commitment, {**facts.ASKED_WHEN, **facts.REPORTED_WHEN}),
         (commitment_check, facts.COMMITMENT_FAILS_WHEN),
     ],
 )

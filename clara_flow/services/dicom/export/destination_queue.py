@@ -7,8 +7,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
 from clara_flow.records import deliveries, dicom_config
@@ -104,6 +104,7 @@ class DestinationQueue:
         self._breaker = Breaker()
         self._is_due = False
         self._owes_reports = False
+        self._cuts: set[Callable[[], None]] = set()
         self._is_over = False
         self._changed = threading.Condition()
         self._threads: dict[int, threading.Thread] = {}
@@ -149,6 +150,12 @@ class DestinationQueue:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
+
+    def break_off(self) -> None:
+        """Cut off reports that are being told; deliveries are their leases' keeper's affair."""
+        with self._changed:
+            for cut in self._cuts:
+                cut()
 
     def join(self, until: float) -> None:
         """Wait for its threads until that moment (monotonic)."""
@@ -205,7 +212,7 @@ class DestinationQueue:
             with self._changed:
                 self._is_due = False  # rung again by whoever has something after this look
                 owes_reports, self._owes_reports = self._owes_reports, False
-            if owes_reports and tell_next(self._desk, destination):
+            if owes_reports and tell_next(self._desk, destination, self._cutting):
                 self._untried(permit)
                 self.owe()  # there may be more
                 return
@@ -219,6 +226,16 @@ class DestinationQueue:
                 self._deliver(delivery, destination, sender, taken, permit)
         finally:
             self._slots.release(self.name)
+
+    @contextmanager
+    def _cutting(self, cut: Callable[[], None]) -> Iterator[None]:
+        with self._changed:
+            self._cuts.add(cut)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._cuts.discard(cut)
 
     def _take(self) -> Delivery | None:
         for agent in self._agents:

@@ -198,6 +198,8 @@ class Exporter:
         for queue in queues:
             queue.join(deadline)
         self._keeper.break_all_off("the exporter stops")
+        for queue in queues:
+            queue.break_off()
         deadline = time.monotonic() + BREAK_OFF_S
         for queue in queues:
             queue.join(deadline)

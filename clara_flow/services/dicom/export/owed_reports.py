@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -40,6 +41,8 @@ from clara_flow.services.dicom.wire.contexts import STORAGE_COMMITMENT
 from clara_flow.services.dicom.wire.sources import HostNames, is_host, parse_address
 
 log = logging.getLogger(__name__)
+
+Cutting = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 FIRST_PAUSE_S = 10.0  # after a peer could not be told, at least
 CLAIM_TIMEOUTS = 4  # connecting, negotiating, telling and hearing have their time each
@@ -86,8 +89,13 @@ class OwedReports:
         return directed
 
 
-def tell_next(desk: Desk, destination: Destination) -> bool:
-    """Tell this destination a report that is due; whether there was one. Raises ServiceError, StorageError."""
+def tell_next(desk: Desk, destination: Destination, cutting: Cutting) -> bool:
+    """Tell this destination a report that is due; whether there was one.
+
+    cutting     while inside, what it was given ends the wait for the peer, from any thread.
+
+    Raises ServiceError, StorageError.
+    """
     settings = desk.settings
     report = records.claim(desk.engine, destination.name, CLAIM_TIMEOUTS * settings.dicom_export_timeout_s)
     if report is None:
@@ -96,7 +104,7 @@ def tell_next(desk: Desk, destination: Destination) -> bool:
     told = reasons(desk.engine, JournalReader(Places.of(settings).spool), references)
     try:
         node = replace(node_of(destination, settings), calling=report.called_ae)
-        status = _tell(node, CommitmentRequest(report.transaction_uid, tuple(references)), told)
+        status = _tell(node, CommitmentRequest(report.transaction_uid, tuple(references)), told, cutting)
     except DestinationFailed as failure:
         _postpone(desk, report, str(failure), with_others=True)
     except Exception as error:  # noqa: BLE001 - a bug of ours must not end the destination's thread
@@ -119,22 +127,23 @@ def _postpone(desk: Desk, report: CommitmentReport, message: str, *, with_others
     desk.persistently(records.postpone, report, message, wait_s, with_others=with_others)
 
 
-def _tell(node: Node, request: CommitmentRequest, told: Sequence[int]) -> int:
+def _tell(node: Node, request: CommitmentRequest, told: Sequence[int], cutting: Cutting) -> int:
     """The peer's status. Raises DestinationFailed."""
     link = Link(node, [Context(STORAGE_COMMITMENT, (PLAIN[1], PLAIN[0]), is_provider=True)])
     try:
-        link.open()
-        if not link.contexts:
-            raise DestinationFailed("protocol", "the destination takes no reports of storage commitment")
-        ((context_id, (_, syntax)),) = link.contexts.items()
-        event_type, information = write_report(request, told, syntax)
-        command = {
-            "AffectedSOPClassUID": UID(STORAGE_COMMITMENT),
-            "CommandField": N_EVENT_REPORT_RQ,
-            "AffectedSOPInstanceUID": UID(WELL_KNOWN_INSTANCE),
-            "EventTypeID": event_type,
-        }
-        link.send(context_id, command, io.BytesIO(information))
-        return link.status()
+        with cutting(link.cut):
+            link.open()
+            if not link.contexts:
+                raise DestinationFailed("protocol", "the destination takes no reports of storage commitment")
+            ((context_id, (_, syntax)),) = link.contexts.items()
+            event_type, information = write_report(request, told, syntax)
+            command = {
+                "AffectedSOPClassUID": UID(STORAGE_COMMITMENT),
+                "CommandField": N_EVENT_REPORT_RQ,
+                "AffectedSOPInstanceUID": UID(WELL_KNOWN_INSTANCE),
+                "EventTypeID": event_type,
+            }
+            link.send(context_id, command, io.BytesIO(information))
+            return link.status()
     finally:
         link.release()

@@ -14,13 +14,15 @@ from services.dicom.export.export_world import MakeWorld, World
 
 from clara_flow.records.database import connect
 
+TABLES = "deliveries, delivery_items, dicom_destinations, dicom_commitment_reports"
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[sa.Engine]:  # noqa: F811
     """An engine on a database without deliveries and destinations."""
     engine = connect(database_url, pool_size=20)
     with engine.begin() as connection:
-        connection.execute(sa.text("TRUNCATE deliveries, delivery_items, dicom_destinations"))
+        connection.execute(sa.text(f"TRUNCATE {TABLES}"))
     yield engine
     engine.dispose()
 

@@ -221,10 +221,12 @@ def test_signs_of_life(world: World) -> None:
         eventually(lambda: {"exporter", heartbeat_of("PA CS/1")} <= names().keys())
         eventually(lambda: names()[heartbeat_of("PA CS/1")].facts["last_error"] == "unreachable")
         facts = names()[heartbeat_of("PA CS/1")].facts
-        assert facts.keys() == {"breaker", "pending", "in_progress", "oldest_s", "last_error"}
+        assert facts.keys() == {"breaker", "pending", "in_progress", "oldest_s", "reports_owed", "last_error"}
         dicom_config.delete_destination(world.engine, "PA CS/1")
         eventually(lambda: heartbeat_of("PA CS/1") not in names())
-        assert names()["exporter"].facts.keys() == {"pending", "due", "in_progress", "destinations"}
+        assert names()["exporter"].facts.keys() == {
+            "pending", "due", "in_progress", "destinations", "reports_owed", "reports_without_destination",
+        }  # fmt: skip
 
 
 def test_the_exporter_outlives_the_loss_of_its_connections(world: World) -> None:
