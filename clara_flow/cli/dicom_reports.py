@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clara_flow.cli.dicom_rows import Json, print_json, print_table, shown_time
+from clara_flow.cli.dicom_rows import Json, print_json, shown_time
 from clara_flow.cli.records import DataDir, records
+from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
     from clara_flow.records.dicom_models import CommitmentReport
@@ -23,7 +24,12 @@ def reports(json_: Json = False, data_dir: DataDir = None) -> None:
     if json_:
         print_json([_facts(row) for row in rows])
         return
-    print_table([_shown(row) for row in rows], "No report is owed.")
+    print_table(
+        [_shown(row) for row in rows],
+        "No report is owed.",
+        notes=[row.message or ("" if row.not_before else "its association is open") for row in rows],
+        right={"instances", "tries"},
+    )
 
 
 def _count(row: CommitmentReport) -> int:
@@ -54,5 +60,4 @@ def _shown(row: CommitmentReport) -> dict[str, str]:
         "when": shown_time(row.created),
         "destination": row.destination or "-",
         "tries": str(row.attempts),
-        "why it waits": row.message or ("" if row.not_before else "its association is open"),
     }
