@@ -10,6 +10,7 @@ import docker_engine as engines
 import pytest
 from brain_model_fixture import brain_model  # noqa: F401
 from house_fixture import house, input_folder  # noqa: F401
+from orthanc_fixture import orthanc, orthanc_server  # noqa: F401
 from platform_fixture import platform, platform_settings  # noqa: F401
 
 from clara_flow.infra.images.build import ImageBuilder
