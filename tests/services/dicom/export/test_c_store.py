@@ -200,7 +200,12 @@ def test_an_unknown_destination_fails_at_once_and_says_so(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "reason"), [("--refuse", "rejected the association"), ("--abort-during", "aborted the association")]
+    ("option", "reason"),
+    [
+        ("--refuse", "rejected the association"),
+        ("--abort-during", "aborted the association"),
+        ("--abort-after", "aborted the association"),
+    ],
 )
 def test_a_dcmtk_that_refuses_or_aborts(
     option: str, reason: str, world: World, storescp: Callable[..., Storescp]
@@ -213,6 +218,22 @@ def test_a_dcmtk_that_refuses_or_aborts(
     assert (ended.state, ended.retries) == (FAILED, 3)
     assert reason in ended.message
     assert ended.message.endswith("tried 4 times")
+
+
+@pytest.mark.parametrize("option", ["--sleep-during", "--sleep-after"])
+def test_a_dcmtk_that_is_slow(option: str, make_world: MakeWorld, storescp: Callable[..., Storescp]) -> None:
+    """It gets the time that it needs, and no more than is set."""
+    patient, hasty = storescp(option, "1"), storescp(option, "60")
+    world = make_world(dicom_export_timeout_s=5, dicom_export_retries=0)
+    world.destination("PATIENT", patient.port)
+    world.destination("HASTY", hasty.port)
+    taken, given_up = world.register(["PATIENT", "HASTY"], *world.images(2))
+    with world.exporting():
+        assert world.ended(taken).state is SUCCEEDED
+        ended = world.ended(given_up)
+    assert (ended.state, ended.retries) == (FAILED, 0)
+    assert "did not answer within 5 s" in ended.message
+    assert len(patient.received) == 2
 
 
 def test_the_wrong_name_is_told_in_words(world: World) -> None:
