@@ -23,6 +23,7 @@ from clara_flow.records.database import connect
 from clara_flow.services.dicom.config_snapshot import SnapshotWriter
 from clara_flow.services.dicom.export.exporter import Exporter
 from clara_flow.services.dicom.grouping.grouper import Grouper
+from clara_flow.services.dicom.grouping.tags import wanted_tags
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.inbox import Inbox
 from clara_flow.services.dicom.inference import InferenceWorker
@@ -109,6 +110,7 @@ def loops_of(house: House, places: Places) -> list[Loop]:
 
 def adapt(settings: Settings, stop: threading.Event) -> None:
     """Work until `stop` is set. Raises ClaraFlowError for settings that cannot be used."""
+    wanted_tags(settings)
     places = Places.of(settings)
     heartbeats = Heartbeats(places.heartbeats)
     engine = connect(records_url(settings))

@@ -13,7 +13,7 @@ from clara_flow.services.dicom import conformance_text as text
 from clara_flow.services.dicom import deidentify, implementation, inference_dimse, synthetic
 from clara_flow.services.dicom.conformance_facts import Row
 from clara_flow.services.dicom.conformance_web import web
-from clara_flow.services.dicom.export import commitment, dimse, link, proposals, transcode
+from clara_flow.services.dicom.export import commitment, dimse, proposals, transcode
 from clara_flow.services.dicom.export.sender import REST_S
 from clara_flow.services.dicom.grouping import source_query
 from clara_flow.services.dicom.wire import association, contexts, lobby, references, tls
@@ -118,7 +118,7 @@ def _export_scu() -> list[str]:
     return [
         text.EXPORT.format(
             plain=", ".join(map(transcode.name_of, transcode.PLAIN)),
-            verification=link.VERIFICATION,
+            verification=contexts.VERIFICATION,
             commitment=contexts.STORAGE_COMMITMENT,
             patient=synthetic.synthetic_instance(transcode.PLAIN[0]).PatientID,
             rest=REST_S,

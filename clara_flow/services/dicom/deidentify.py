@@ -18,12 +18,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
-from functools import cache
 from pathlib import Path
 from uuid import UUID
 
-from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 from dicomanonymizer.simpledicomanonymizer import empty_element, replace_element
 from pydicom import dcmread, dcmwrite
 from pydicom.dataelem import DataElement
@@ -34,9 +31,9 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
 from clara_flow.errors import InputError, SettingsError
+from clara_flow.services.dicom.deidentify_table import Action, action_of
 from clara_flow.settings import Settings
 
-TABLE = "dicomfields_2024b"
 KEY_BYTES = 32
 SMALLEST_KEY_BYTES = 16
 PSEUDONYM_DIGITS = 16
@@ -79,32 +76,6 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "basic": Profile("basic", keeps_dates=False, codes=(BASIC_CODE,)),
     "basic-keep-dates": Profile("basic-keep-dates", keeps_dates=True, codes=(BASIC_CODE, KEEP_DATES_CODE)),
-}
-
-
-class Action(Enum):
-    """What becomes of an attribute; where the table leaves a choice, what every IOD allows.
-
-    DUMMY       D, X/D, Z/D, X/Z/D          EMPTY   Z, X/Z
-    REMOVE      X                           UIDS    U, X/Z/U*: UIDs in it are replaced, the rest of it is cleaned
-    """
-
-    DUMMY = "D"
-    EMPTY = "Z"
-    REMOVE = "X"
-    UIDS = "U"
-
-
-CATEGORIES = {
-    "D_TAGS": Action.DUMMY,
-    "Z_D_TAGS": Action.DUMMY,
-    "X_D_TAGS": Action.DUMMY,
-    "X_Z_D_TAGS": Action.DUMMY,
-    "Z_TAGS": Action.EMPTY,
-    "X_Z_TAGS": Action.EMPTY,
-    "X_TAGS": Action.REMOVE,
-    "U_TAGS": Action.UIDS,
-    "X_Z_U_STAR_TAGS": Action.UIDS,
 }
 
 
@@ -204,7 +175,7 @@ class Deidentifier:
             if element is None:
                 del dataset[tag]
                 continue
-            action = _action_of(element.tag)
+            action = action_of(element.tag)
             if action is not None and profile.keeps_dates and _is_date_of_care(element):
                 continue
             if action is Action.REMOVE or (action is Action.DUMMY and tag in OPTIONAL_TREES):
@@ -301,30 +272,6 @@ def _by_library(change: Callable[[DataElement], None], dataset: Dataset, element
 def _is_date_of_care(element: DataElement) -> bool:
     """Whether it is one of those that the full-dates option keeps: all but the patient's own, such as the birthday."""
     return element.tag.group != PATIENT_GROUP and (element.VR in TEMPORAL or int(element.tag) == TIMEZONE)
-
-
-@cache
-def _table() -> tuple[dict[int, Action], list[tuple[int, int, Action]]]:
-    """Actions by tag, and by (tag, mask) for repeating groups."""
-    categories = dicom_anonymization_database_selector(TABLE)
-    single: dict[int, Action] = {}
-    repeating: list[tuple[int, int, Action]] = []
-    for category, action in CATEGORIES.items():
-        for group, element, *masks in categories[category]:
-            tag = group << 16 | element
-            if masks:
-                repeating.append((tag, masks[0] << 16 | masks[1], action))
-            else:
-                single[tag] = action
-    return single, repeating
-
-
-def _action_of(tag: int) -> Action | None:
-    single, repeating = _table()
-    found = single.get(int(tag))
-    if found is None:
-        found = next((action for wanted, mask, action in repeating if tag & mask == wanted & mask), None)
-    return found
 
 
 def _say_what_was_done(dataset: Dataset, profile: Profile) -> None:

@@ -40,7 +40,6 @@ INFLATED_PIECE = 2**16
 CHARACTER_SET = 0x0008_0005
 SOP_CLASS = 0x0008_0016
 SOP_INSTANCE = 0x0008_0018
-PATIENT_ID = 0x0010_0020
 STUDY = 0x0020_000D
 SERIES = 0x0020_000E
 # Deflated Explicit VR Little Endian, and the JPIP ones (PS3.5 Annex A.5, A.6, A.9).
@@ -108,11 +107,6 @@ class HeaderScanner:
         """The data set is whole. Raises ValueError if it ends within an element that had to be read."""
         if not self._elements.is_done and self._elements.is_within:
             raise ValueError("the data set ends within an element")
-
-    @property
-    def has_patient_id(self) -> bool:
-        """Whether there is a Patient ID (0010,0020), be it empty."""
-        return PATIENT_ID in self._elements.values
 
     @property
     def facts(self) -> InstanceFacts:

@@ -105,7 +105,7 @@ class Store:
 
     async def store(self, request: Request, ae: str, study: str = "") -> Response:
         """Take the body as it comes; the answer says what became of each part."""
-        rule = self.door.rule_of(ae)
+        rule, is_short = await anyio.to_thread.run_sync(self._asked, ae)
         try:
             kind, parameters = content_type(request.headers.get("content-type", ""))
             boundary = boundary_of(request.headers.get("content-type", ""))
@@ -113,7 +113,7 @@ class Store:
                 raise InputError(f'{kind} of type="application/dicom" is taken')
         except InputError as error:
             return problem_response(error, status=415)
-        if self.door.space.is_short():
+        if is_short:
             full = StorageError("the disk is nearly full: nothing is taken until there is room")
             return problem_response(full, status=503, headers={"Retry-After": str(RETRY_AFTER_S)})
         outcomes = await self._receive(request, rule, boundary, study)
@@ -121,6 +121,10 @@ class Store:
             raise InputError("there is no part in the body")
         status, body = response_of(outcomes, f"{str(request.base_url).rstrip('/')}/dicom-web")
         return JSONResponse(body, status, media_type=JSON)
+
+    def _asked(self, ae: str) -> tuple[AeTitleRule, bool]:
+        """The rule of the AE title, and whether the disk is nearly full: both look at files. Raises NotFound."""
+        return self.door.rule_of(ae), self.door.space.is_short()
 
     async def _receive(self, request: Request, rule: AeTitleRule, boundary: str, study: str) -> list[Outcome]:
         """Files are written and flushed by a thread, so that requests do not wait for each other's disk."""

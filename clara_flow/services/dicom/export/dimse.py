@@ -13,11 +13,12 @@ from pydicom.uid import UID
 from clara_flow.records.dicom_models import ItemState
 from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
-from clara_flow.services.dicom.export.link import VERIFICATION, Link
+from clara_flow.services.dicom.export.link import Link
 from clara_flow.services.dicom.export.proposals import Context, Node
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
 from clara_flow.services.dicom.export.sender import REST_S, Deidentify, DestinationFailed, Tell, cleaned
 from clara_flow.services.dicom.export.transcode import PLAIN, encoded, name_of, transcoded
+from clara_flow.services.dicom.wire.contexts import VERIFICATION
 
 MAXIMUM_CONTEXTS = 128  # odd IDs of one byte (PS3.8 section 9.3.2.2)
 

@@ -26,6 +26,7 @@ from clara_flow.services.dicom.export.proposals import MAXIMUM_PDU, Context, Nod
 from clara_flow.services.dicom.export.refusals import abort_in_words, rejection_in_words
 from clara_flow.services.dicom.export.sender import DestinationFailed
 from clara_flow.services.dicom.wire.command_set import C_ECHO_RQ, C_STORE_RQ, NO_DATA_SET
+from clara_flow.services.dicom.wire.contexts import ACCEPTED, VERIFICATION
 from clara_flow.services.dicom.wire.pdu import (
     ABORT_BY_USER,
     COMMAND,
@@ -43,8 +44,6 @@ SMALLEST_PDU = 64  # a peer that takes less takes nothing
 RELEASE_RQ = HEADER.pack(PduType.RELEASE_RQ, SHORT_BODY) + bytes(SHORT_BODY)
 RELEASE_S = 2.0  # a peer that does not confirm the end is left
 WITH_DATA_SET = 0x0001
-VERIFICATION = "1.2.840.10008.1.1"
-ACCEPTED = 0
 
 
 class Link:

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records import dicom_group_queries as queries
@@ -112,18 +114,14 @@ class Completion:
         return [PlannedJob(plan.label, plan.pipeline) for plan in plans.values()]
 
     def _expected(self, facts: GroupFacts, configured: Configured) -> Expected | None:
-        """The largest number that anybody tells."""
-        told: list[Expected | None] = []
-        expect = configured.settings.expect
-        if "attributes" in expect:
-            told.append(from_attributes(facts, configured.settings.group_by))
-        if "history" in expect:
-            earlier = queries.earlier_shapes(self.house.engine, facts.aetitle, facts.calling_ae)
-            told.append(from_history(facts, earlier))
+        """With what the source has answered meanwhile."""
         asked = self._asked.get(facts.id)
-        if asked is not None and asked.done() and (count := asked.result()) is not None:
-            told.append(Expected(count, "its source"))
-        return max(filter(None, told), key=lambda one: one.instances, default=None)
+        if asked is None or not asked.done():
+            return expectation(self.house.engine, facts, configured)
+        if (error := asked.exception()) is not None:
+            log.warning("a source could not be asked: %s", type(error).__name__)
+            return expectation(self.house.engine, facts, configured)
+        return expectation(self.house.engine, facts, configured, told=asked.result())
 
     def _ask(self, facts: GroupFacts) -> None:
         """Ask the source, in another thread; its answer makes the group be looked at again."""
@@ -143,3 +141,16 @@ class Completion:
     def _timeout_s(self, aetitle: str) -> float:
         configured = self._configured_for(aetitle)
         return configured.settings.timeout_s if configured is not None else GroupingRule().timeout_s
+
+
+def expectation(
+    engine: sa.Engine, facts: GroupFacts, configured: Configured, *, told: int | None = None
+) -> Expected | None:
+    """The largest number of instances that anybody tells whom its AE title believes; told: by its source."""
+    expect = configured.settings.expect
+    numbers = [None if told is None else Expected(told, "its source")]
+    if "attributes" in expect:
+        numbers.append(from_attributes(facts, configured.settings.group_by))
+    if "history" in expect:
+        numbers.append(from_history(facts, queries.earlier_shapes(engine, facts.aetitle, facts.calling_ae)))
+    return max(filter(None, numbers), key=lambda one: one.instances, default=None)

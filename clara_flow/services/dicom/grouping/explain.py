@@ -12,7 +12,8 @@ from clara_flow.records import dicom_config, jobs
 from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import dicom_groups as records
 from clara_flow.records.dicom_models import Group, GroupState
-from clara_flow.services.dicom.grouping.completeness import Expected, from_attributes, from_history, verdict
+from clara_flow.services.dicom.grouping.completeness import Expected, verdict
+from clara_flow.services.dicom.grouping.completion import expectation
 from clara_flow.services.dicom.grouping.processors import Configured, configured
 from clara_flow.services.dicom.grouping.submit import plans_of
 
@@ -92,7 +93,7 @@ def _why(engine: sa.Engine, group: Group, one: Configured | None) -> tuple[str, 
     if group.state is GroupState.OPEN and one is not None:
         for facts in queries.facts_of(engine, [group.id]):
             idle_s = max(0.0, (datetime.now(UTC) - group.last_arrival).total_seconds())
-            expected = _expected(engine, facts, one)
+            expected = expectation(engine, facts, one)
             found = verdict(facts, idle_s=idle_s, timeout_s=one.settings.timeout_s, expected=expected)
             return found.waits or found.rule, expected
     if group.state is GroupState.COMPLETE and group.message:
@@ -100,15 +101,6 @@ def _why(engine: sa.Engine, group: Group, one: Configured | None) -> tuple[str, 
     if group.state in {GroupState.FAILED, GroupState.DISCARDED}:
         return group.message or group.rule, None
     return group.rule or "waits", None
-
-
-def _expected(engine: sa.Engine, facts: queries.GroupFacts, one: Configured) -> Expected | None:
-    told = []
-    if "attributes" in one.settings.expect:
-        told.append(from_attributes(facts, one.settings.group_by))
-    if "history" in one.settings.expect:
-        told.append(from_history(facts, queries.earlier_shapes(engine, facts.aetitle, facts.calling_ae)))
-    return max(filter(None, told), key=lambda expected: expected.instances, default=None)
 
 
 def _state(engine: sa.Engine, job_id: object) -> str:

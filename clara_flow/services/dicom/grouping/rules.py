@@ -21,17 +21,12 @@ from typing import Any
 
 from clara_flow.errors import SettingsError
 from clara_flow.services.dicom.grouping.regular import LONGEST_SUBJECT, RegularError, compile_bounded
+from clara_flow.services.dicom.header import RULE_ATTRIBUTES
 
 LONGEST_RULE = 2_000
 LARGEST = 10**12
 OUR_NAMES = ("CallingAE", "CalledAE", "AETitle", "SOPClassUID")
-ATTRIBUTES = (
-    "Modality", "BodyPartExamined", "StudyDescription", "SeriesDescription", "ProtocolName", "Manufacturer",
-    "ManufacturerModelName", "StationName", "InstanceNumber", "SeriesNumber", "ImageType",
-    "NumberOfStudyRelatedInstances", "NumberOfSeriesRelatedInstances", "ImagesInAcquisition", "NumberOfFrames",
-    "StudyDate",
-)  # fmt: skip
-NAMES = (*OUR_NAMES, *ATTRIBUTES)
+NAMES = (*OUR_NAMES, *RULE_ATTRIBUTES)
 
 QUOTES = ('"', "'")
 # A text in quotes; else one of the signs that Python's parser must not see, or that mean something else to it.

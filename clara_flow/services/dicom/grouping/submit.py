@@ -18,7 +18,7 @@ from clara_flow.services.dicom.grouping.files import Files
 from clara_flow.services.dicom.grouping.names import job_name
 from clara_flow.services.dicom.grouping.pipelines import Pipelines
 from clara_flow.services.dicom.grouping.processors import Configured, Plan
-from clara_flow.services.dicom.grouping.tags import tags_of
+from clara_flow.services.dicom.grouping.tags import tags_of, wanted_tags
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,13 @@ def plans_of(configured: Configured, work: Work) -> dict[str, Plan]:
 
 
 class Submitter:
-    """Makes jobs of groups; for any thread, one at a time for a group."""
+    """Makes jobs of groups; for any thread, one at a time for a group. Raises SettingsError for tags that are none."""
 
     def __init__(self, house: House, files: Files) -> None:
         self.house, self.files = house, files
         self._pipelines = Pipelines(house)
         self._deidentified = Deidentified(house, files.spool)
+        self._tags = wanted_tags(house.settings)
 
     def submit(self, group_id: UUID, configured: Configured | None) -> None:
         """Make the jobs of a complete group that were not made yet; what fails is noted, and tried again later.
@@ -131,9 +132,7 @@ class Submitter:
         )
 
     def _metadata(self, configured: Configured, sources: Mapping[str, Path]) -> dict[str, str]:
-        settings = self.house.settings
-        tags = tags_of(sources.values(), settings.dicom_metadata_tags) if settings.dicom_metadata else {}
-        return {**tags, "Source": configured.source, "Instances": str(len(sources))}
+        return {**tags_of(sources.values(), self._tags), "Source": configured.source, "Instances": str(len(sources))}
 
     def _note(self, group: Group, configured: Configured | None, problems: Mapping[str, ClaraFlowError]) -> None:
         """It is tried again; what is wrong with the platform (a full disk, a service) counts for nothing."""

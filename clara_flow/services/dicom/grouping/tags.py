@@ -8,25 +8,37 @@ from pathlib import Path
 
 import pydicom
 
+from clara_flow.errors import SettingsError
 from clara_flow.services.dicom.grouping.processors import parse_tag
+from clara_flow.settings import Settings
 
 log = logging.getLogger(__name__)
 
 LONGEST_VALUE = 256
 
 
-def tags_of(paths: Iterable[Path], tags: Sequence[str]) -> dict[str, str]:
+def wanted_tags(settings: Settings) -> tuple[int, ...]:
+    """The attributes that become metadata; none where that is off. Raises SettingsError for what is no tag."""
+    found = []
+    for text in settings.dicom_metadata_tags if settings.dicom_metadata else ():
+        try:
+            found.append(int(parse_tag(text), 16))
+        except ValueError as error:
+            raise SettingsError(f"dicom_metadata_tags: {text!r} {error}") from None
+    return tuple(found)
+
+
+def tags_of(paths: Iterable[Path], tags: Sequence[int]) -> dict[str, str]:
     """All values of some attributes over files, as Clara writes them (specification of the DICOM adapter, 4.4).
 
     One value has the key `GGGGEEEE`, several have `GGGGEEEE-0`, `-1` ... in the order of their coming; blank ones are
-    left out, long ones cut. A file that cannot be read adds nothing. Raises ValueError for what is no tag.
+    left out, long ones cut. A file that cannot be read adds nothing, and none is read where no tag is wanted.
     """
-    wanted = [int(parse_tag(tag), 16) for tag in tags]
-    values: dict[int, dict[str, None]] = {tag: {} for tag in wanted}
-    for path in paths:
+    values: dict[int, dict[str, None]] = {tag: {} for tag in tags}
+    for path in paths if tags else ():
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(wanted))
-            for tag in wanted:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            for tag in tags:
                 if tag in header and (text := str(header[tag].value).strip()):
                     values[tag].setdefault(text[:LONGEST_VALUE])
         except Exception as error:  # noqa: BLE001  pydicom raises whatever a broken file makes of it

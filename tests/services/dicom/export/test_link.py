@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from services.dicom.export.peers import scp, silent
 
 from clara_flow.services.dicom.export.dialing import dial
-from clara_flow.services.dicom.export.link import VERIFICATION, Link
+from clara_flow.services.dicom.export.link import Link
 from clara_flow.services.dicom.export.proposals import Context, Node
 from clara_flow.services.dicom.export.sender import DestinationFailed
+from clara_flow.services.dicom.wire.contexts import VERIFICATION
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 IMPLICIT = "1.2.840.10008.1.2"

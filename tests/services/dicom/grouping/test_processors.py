@@ -16,6 +16,8 @@ from clara_flow.records.state_machine import JobPriority
 from clara_flow.services.dicom.grouping import processors
 from clara_flow.services.dicom.grouping.ae_title import AeTitleProcessor
 from clara_flow.services.dicom.grouping.processors import Plan, ProcessorSettings, parse_tag
+from clara_flow.services.dicom.grouping.tags import wanted_tags
+from clara_flow.settings import load_settings
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 GROUP = Group(aetitle="BRAIN", calling_ae="MR-1", called_ae="BRAIN", key_digest="", opened=NOW, last_arrival=NOW)
@@ -146,3 +148,11 @@ def test_plug_ins_that_cannot_be_used_are_named(plug_ins: Any, value: str) -> No
 def test_a_processor_that_is_not_there() -> None:
     with pytest.raises(SettingsError, match="there is no job processor 'nine'; there is ae-title"):
         processors.find("nine")
+
+
+def test_tags_of_metadata_are_checked_before_anything_begins() -> None:
+    own = load_settings(dicom_metadata=True, dicom_metadata_tags=("0008,0060", "Modalty"))
+    with pytest.raises(SettingsError, match="dicom_metadata_tags: 'Modalty' is no tag"):
+        wanted_tags(own)
+    assert wanted_tags(own.model_copy(update={"dicom_metadata": False})) == ()
+    assert wanted_tags(own.model_copy(update={"dicom_metadata_tags": ("0008,0060",)})) == (0x00080060,)

@@ -84,6 +84,29 @@ def test_a_group_waits_no_longer_than_its_source_says(
     assert group.rule == "all 3 expected instances came (its source)"
 
 
+def test_asking_that_breaks_keeps_no_group(
+    lone_house: House, journal: HandMade, add_aetitle: Callable[..., AeTitle],
+    running: Callable[..., AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A fault of ours or of the library in the thread that asks: silence decides."""
+
+    def breaks(*args: object, **facts: object) -> None:
+        raise RuntimeError("DOE^JANE")
+
+    monkeypatch.setattr(source_query, "study_instances", breaks)
+    dicom_config.add_destination(lone_house.engine, destination(104))
+    add_aetitle(timeout="1", expect="find")
+    with running():
+        association = journal.open()
+        journal.store(association, study="1.2")
+        journal.close(association)
+        eventually(
+            lambda: [g.state for g in queries.list_groups(lone_house.engine)] == [GroupState.SUBMITTED], within_s=30
+        )
+    (group,) = queries.list_groups(lone_house.engine)
+    assert group.rule == "nothing came for 1 s"
+
+
 def test_who_is_asked(lone_house: House) -> None:
     engine = lone_house.engine
     assert source_query.destination_of(engine, "MODALITY") is None

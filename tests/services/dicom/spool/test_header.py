@@ -57,8 +57,8 @@ def shown(value: object) -> str:
     return "" if value is None else str(value).strip(" \0")
 
 
-def by_pydicom(content: bytes, syntax: str) -> tuple[InstanceFacts, bool]:
-    """What pydicom says of it: the facts, and whether there is a Patient ID."""
+def by_pydicom(content: bytes, syntax: str) -> InstanceFacts:
+    """The facts as pydicom says them."""
     if syntax == DEFLATED:
         content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content)
     dataset = read_dataset(BytesIO(content), syntax == IMPLICIT, syntax != BIG_ENDIAN)
@@ -70,7 +70,7 @@ def by_pydicom(content: bytes, syntax: str) -> tuple[InstanceFacts, bool]:
     keys["00280010"] = text("Rows")
     if "FrameIncrementPointer" in dataset:
         keys["00280009"] = f"{int(dataset.FrameIncrementPointer):08X}"
-    facts = InstanceFacts(
+    return InstanceFacts(
         sop_class=text("SOPClassUID"),
         sop_instance=text("SOPInstanceUID"),
         study=text("StudyInstanceUID"),
@@ -79,7 +79,6 @@ def by_pydicom(content: bytes, syntax: str) -> tuple[InstanceFacts, bool]:
         attributes={keyword: text(keyword) for keyword in RULE_ATTRIBUTES if text(keyword)},
         keys={tag: key_digest(value) for tag, value in keys.items() if value},
     )
-    return facts, "PatientID" in dataset
 
 
 @settings(deadline=None)
@@ -87,7 +86,7 @@ def by_pydicom(content: bytes, syntax: str) -> tuple[InstanceFacts, bool]:
 def test_it_says_what_pydicom_says(dataset: Dataset, syntax: str, sizes: list[int]) -> None:
     content = encoded(dataset, syntax)
     scanner = scanned(content, syntax, chain(sizes, repeat(sizes[-1])))
-    assert (scanner.facts, scanner.has_patient_id) == by_pydicom(content, syntax)
+    assert scanner.facts == by_pydicom(content, syntax)
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -96,10 +95,10 @@ def test_wherever_it_is_cut(syntax: str) -> None:
     expected = by_pydicom(content, syntax)
     for cut in range(1, len(content)):
         scanner = scanned(content, syntax, chain([cut], repeat(len(content))))
-        assert (scanner.facts, scanner.has_patient_id) == expected, cut
+        assert scanner.facts == expected, cut
     for size in range(1, 40):
         scanner = scanned(content, syntax, repeat(size))
-        assert (scanner.facts, scanner.has_patient_id) == expected, size
+        assert scanner.facts == expected, size
 
 
 @pytest.mark.parametrize("path", [file.path for file in foreign_files()], ids=lambda path: path.name)
@@ -169,13 +168,10 @@ def test_one_patient_has_one_key_in_every_character_set() -> None:
     assert found == {key_digest("Müller")}
 
 
-def test_an_empty_patient_id_is_there_and_is_no_key() -> None:
+def test_an_empty_patient_id_is_no_key() -> None:
     dataset = example()
     dataset.PatientID = ""
-    scanner = scanned(encoded(dataset, EXPLICIT), EXPLICIT)
-    assert (scanner.has_patient_id, "00100020" in scanner.facts.keys) == (True, False)
-    del dataset.PatientID
-    assert not scanned(encoded(dataset, EXPLICIT), EXPLICIT).has_patient_id
+    assert "00100020" not in scanned(encoded(dataset, EXPLICIT), EXPLICIT).facts.keys
 
 
 def test_a_long_value_is_as_good_as_none() -> None:
