@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from dcmtk import Storescp
 from services.dicom.export.export_world import World
 from services.dicom.export.images import image, write
-from services.dicom.export.peers import Storescp
 
 from clara_flow.records.dicom_models import ItemState
 from clara_flow.services.dicom.export.dimse import DimseSender
