@@ -11,14 +11,21 @@ from clara_flow.cli.records import DataDir, records
 from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from clara_flow.records.dicom_models import Group
-    from clara_flow.services.dicom.grouping.explain import Explanation
+    from clara_flow.records.dicom_models import Delivery, Group
+    from clara_flow.services.dicom.grouping.explain import Choice, Explanation, MadeJob
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Reference = Annotated[str, typer.Argument(metavar="GROUP", help="Id of the group, or the beginning of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 LIVE = ("OPEN", "COMPLETE", "FAILED")
+WORDS = {  # of a group's state, and what its reason is the reason for
+    "OPEN": ("takes instances", "waits"),
+    "COMPLETE": ("complete, its jobs are being made", "complete"),
+    "SUBMITTED": ("complete, its jobs were made", "complete"),
+    "FAILED": ("its jobs could not be made", "failed"),
+    "DISCARDED": ("discarded", "discarded"),
+}
 
 
 def register(dicom: typer.Typer) -> None:
@@ -110,7 +117,7 @@ def explain(
     json_: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Say what became of a study: by which AE title it came, why it waits, which rules hold, which jobs it became.
+    """Say what became of a study: why it waits, which rules hold, its jobs, and whether their results were delivered.
 
     The rules are tried on what was received, and nothing is changed. Exit status 3 when nothing of it was received.
 
@@ -149,30 +156,56 @@ def _explained(one: Explanation) -> dict[str, Any]:
     if one.expected is not None:
         facts["expected"] = one.expected.instances
     choices = [{"label": c.label, "pipeline": c.pipeline, "rule": c.rule, "chosen": c.chosen} for c in one.choices]
-    made = [{"label": j.label, "job": j.job_id, "state": j.state, "message": j.message} for j in one.jobs]
+    made = [_job_facts(job) for job in one.jobs]
     return {**facts, "why": one.why, "pipelines": choices, "jobs": made, "problem": one.problem}
 
 
+def _job_facts(job: MadeJob) -> dict[str, Any]:
+    sent = [
+        {"id": str(row.id), "destination": row.destination, "state": str(row.state), "reason": row.message}
+        for row in job.deliveries
+    ]
+    return {"label": job.label, "job": job.job_id, "state": job.state, "message": job.message, "deliveries": sent}
+
+
 def _told(one: Explanation) -> str:
+    from clara_flow.records.state_machine import JobPhase
+    from clara_flow.services.dicom.grouping.explain import FATES
+
     row = one.group
-    lines = [
-        f"group {row.id}: {row.state.lower()}",
-        f"  received    {row.instances} instances by {row.aetitle} from {row.calling_ae}, since {row.opened:%F %T} UTC",
-        f"  why         {one.why}",
+    state, why = WORDS[row.state]
+    facts = [
+        (
+            "received",
+            f"{row.instances} instances for {row.aetitle} from {row.calling_ae}, since {row.opened:%F %T} UTC",
+        ),
+        (why, one.why.removeprefix("waits ")),
     ]
     expected = one.expected.instances if one.expected else row.expected
     if expected is not None:
-        lines.append(f"  expected    {expected}" + (f" ({one.expected.source})" if one.expected else ""))
+        facts.append(("expected", f"{expected}" + (f" ({one.expected.source})" if one.expected else "")))
     if row.amends:
-        lines.append(f"  amends      group {row.amends}")
-    for choice in one.choices:
-        verb = "runs" if choice.chosen else "does not run"
-        because = f": {choice.rule}" if choice.rule else ""
-        lines.append(f"  pipeline    {choice.label} ({choice.pipeline}) {verb}{because}")
-    lines += [
-        f"  job         {job.label}: {job.job_id} {job.state or 'is not made yet'} {job.message}".rstrip()
-        for job in one.jobs
-    ]
+        facts.append(("amends", f"group {row.amends}"))
+    facts += [("pipeline", _choice(choice)) for choice in one.choices]
+    for job in one.jobs:
+        facts.append(("job", f"{job.job_id} of {job.label} {job.fate}{f': {job.message}' if job.message else ''}"))
+        facts += [("delivery", _delivery(row)) for row in job.deliveries]
+        if job.fate == FATES[JobPhase.COMPLETED] and not job.deliveries:
+            facts.append(("delivery", "none: its pipeline registered no results"))
     if one.problem:
-        lines.append(f"  problem     {one.problem}")
-    return "\n".join(lines)
+        facts.append(("problem", one.problem))
+    return "\n".join([f"group {row.id}: {state}", *(f"  {heading:<10}  {text}" for heading, text in facts)])
+
+
+def _choice(choice: Choice) -> str:
+    """Whether the group becomes a job of it, and by which rule."""
+    name = choice.label if choice.label == choice.pipeline else f"{choice.label} ({choice.pipeline})"
+    if not choice.rule:
+        return f"{name} {'is for all that comes' if choice.chosen else 'is not for this group'}"
+    return f"{name}: its rule {'holds' if choice.chosen else 'does not hold'}: {choice.rule}"
+
+
+def _delivery(row: Delivery) -> str:
+    target = row.destination or row.agent
+    state = "discarded" if row.discarded else str(row.state)
+    return f"{str(row.id)[:8]} to {target}: {state}{f': {row.message}' if row.message else ''}"

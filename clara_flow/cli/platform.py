@@ -91,26 +91,33 @@ def status(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Show every service: address, state, log file. Exit status: 0 all run; 4 one does not.
+    """Show every service, what goes on at the DICOM side, and what housekeeping did last.
+
+    Exit status: 0 all services run; 4 one does not. `clara-flow doctor` says what to do.
 
     Example: clara-flow status --json
     """
+    from clara_flow.cli.activity import activity, activity_json, activity_lines
     from clara_flow.services.platform import look
 
     settings = load_settings(data_dir=data_dir)
     state = look(settings)
+    now = activity(settings, state)
     if json_:
         document = {
             "data_dir": str(settings.data_dir),
             "up": state.is_up,
             "prefect_ui": state.prefect_ui_url,
             "services": [asdict(service) for service in state.services],
+            **activity_json(now),
         }
         typer.echo(json.dumps(document, indent=2))
     else:
         from rich.console import Console
 
         show_platform(Console(), state)
+        for line in activity_lines(now):
+            typer.echo(line)
     if not state.is_up:
         raise typer.Exit(NOT_RUNNING)
 

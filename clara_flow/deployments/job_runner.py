@@ -25,6 +25,7 @@ from clara_flow.errors import ClaraFlowError, InvalidTransition, ServiceError, S
 from clara_flow.flows.pipeline_job import pipeline_job
 from clara_flow.infra.fastio.volumes import FastIOVolume, FastIOVolumes
 from clara_flow.infra.history.run_history import RunHistory
+from clara_flow.infra.history.truth import flow_run_name, flow_run_tags
 from clara_flow.infra.images.catalog import installed
 from clara_flow.infra.launchers.base import Launcher
 from clara_flow.infra.launchers.registry import create_launcher
@@ -163,12 +164,12 @@ class JobRunner:
         """The flow, seen by Prefect or not: it runs all the same. Sets `ended`, and returns when all of it is told."""
         async with self.history.run(
             job.id,
-            name=f"{job.name}-{str(job.id)[:8]}",
+            name=flow_run_name(job),
             flow_name=context.plan.name,
             deployment=partial(self._deployment_of, pipeline),
             work_pool=self.settings.pool,
             work_queue=job.priority.lower(),
-            tags=(f"tenant:{job.tenant}", f"runtime:{job.runtime}"),
+            tags=flow_run_tags(job),
             parameters={"job_id": str(job.id)},
             flow_run_id=job.flow_run_id,
             on_created=lambda flow_run_id: self._persist(jobs.note_flow_run, self.engine, job.id, flow_run_id),

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL
 
 from clara_flow.deployments.own_log import log_to_stderr
 from clara_flow.deployments.pipelines import bundled_names, find_definition
-from clara_flow.deployments.register import register_pipeline
+from clara_flow.deployments.register import register_blocks, register_pipeline
 from clara_flow.deployments.trigger import compile_definition
 from clara_flow.errors import ClaraFlowError
 from clara_flow.infra.pool.worker import ClaraGpuWorker
@@ -46,16 +46,19 @@ async def work() -> None:
 
 
 async def keep_registered(settings: Settings) -> None:
-    """Give every pipeline a deployment, so that it can be seen and run in the Prefect UI: the bundled ones too."""
+    """Give every pipeline a deployment, so that the Prefect UI shows and runs it, and make our blocks known there."""
     engine = connect(records_url(settings), pool_size=1)
     try:
-        is_recorded = False
+        is_recorded = has_blocks = False
         while True:
             try:
                 if not is_recorded:
                     await asyncio.to_thread(record_bundled, settings, engine)
                     is_recorded = True
                 await asyncio.to_thread(register_new, settings, engine)
+                if not has_blocks:
+                    await asyncio.to_thread(register_blocks, PREFECT_API_URL.value())
+                    has_blocks = True
             except ClaraFlowError as error:  # Prefect or the database is away
                 log.debug("pipelines are registered later: %s", error)
             await asyncio.sleep(settings.poll_s)

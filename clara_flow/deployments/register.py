@@ -57,6 +57,19 @@ def ensure_work_pool(settings: Settings, api_url: str) -> bool:
     return _ask(api_url, ensure)
 
 
+def register_blocks(api_url: str) -> None:
+    """Make our types of blocks known, as `prefect block register` does, so that they can be made in the UI.
+
+    Nothing happens when they are. Raises ServiceError.
+    """
+    from clara_flow.blocks.dicom_node import DicomNode
+
+    async def register(client: PrefectClient) -> None:
+        await DicomNode.aregister_type_and_schema(client=client)
+
+    _ask(api_url, register)
+
+
 def register_pipeline(engine: sa.Engine, pipeline: Pipeline, *, pool: str, api_url: str) -> UUID:
     """The deployment that runs this pipeline, noted in its record; made, or changed to this version, where needed.
 
@@ -74,10 +87,11 @@ def register_pipeline(engine: sa.Engine, pipeline: Pipeline, *, pool: str, api_u
 
 
 def register_again(engine: sa.Engine, *, pool: str, api_url: str) -> int:
-    """Make the deployments of all pipelines that had one: Prefect's database was exchanged. Returns how many.
+    """Make the blocks and the deployments of all pipelines that had one: Prefect's database was exchanged.
 
-    Raises ServiceError.
+    Returns how many deployments. Raises ServiceError.
     """
+    register_blocks(api_url)
     deployed = with_deployment(engine)
     for pipeline in deployed:
         register_pipeline(engine, pipeline, pool=pool, api_url=api_url)

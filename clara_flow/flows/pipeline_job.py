@@ -25,6 +25,7 @@ from prefect.states import Cancelled, Completed, Failed, Pending
 
 from clara_flow.errors import ClaraFlowError
 from clara_flow.flows import job_report
+from clara_flow.infra.history.truth import origin_of
 from clara_flow.plan import PlanOperator
 from clara_flow.records import jobs
 from clara_flow.records.state_machine import JobEvent
@@ -46,6 +47,8 @@ async def pipeline_job(job_id: str) -> State:
     del job_id
     job = current_job()
     job.start_clock()
+    if origin := origin_of(job.job):
+        get_run_logger().info(origin)
     watchdog = asyncio.create_task(_stop_at_deadline(job))
     try:
         await _run_operators(job)

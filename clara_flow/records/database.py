@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, ProgrammingError
 from sqlmodel import Session
 
 from clara_flow.errors import ServiceError, SettingsError
@@ -41,6 +41,7 @@ AWAY = {
     "57P03",
     "57P05",
 }  # too_many_connections; shut down, crashed, starting, idle too long
+OTHER_TABLES = {"42P01", "42703"}  # undefined_table, undefined_column
 REFUSED = re.compile(
     r"authentication failed|does not exist|no pg_hba\.conf entry|not permitted|permission denied", re.I
 )
@@ -125,10 +126,20 @@ def statements(engine: sa.Engine) -> Iterator[sa.Connection]:
 def naming_connection_problems(engine: sa.Engine) -> Iterator[None]:
     """Turn the database's operational errors into ServiceError (DatabaseAway, TransactionConflict where that is so).
 
+    So are tables and columns that are not there: another version made them, and no command is to blame for it.
+
     The address is named without its password.
     """
     try:
         yield
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) not in OTHER_TABLES:
+            raise
+        raise ServiceError(
+            "PostgreSQL",
+            f"the tables of {without_password(engine.url)} are those of another version of clara-flow",
+            remedy="Start the platform anew with this version: `clara-flow down`, then `clara-flow up`.",
+        ) from None
     except (OperationalError, InterfaceError) as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else "no answer"
         state = getattr(error.orig, "sqlstate", None)

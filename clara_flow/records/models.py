@@ -71,6 +71,9 @@ def flag() -> Any:
 
 
 VARIANT = "variant"  # key in the metadata of a pipeline
+TRIGGER, AE_TITLE = "Trigger", "AETitle"  # in the metadata of a job: by what it was made, and what that was sent to
+BY_DICOM, BY_REQUEST = "dicom", "inference"  # what may have made it
+INSTANCES = "Instances"  # of how many files
 
 
 class Record(SQLModel, registry=registry(metadata=METADATA)):

@@ -18,7 +18,7 @@ REMEDY_TOOLS = "apt-get install dcmtk orthanc, to send and receive studies by ha
 
 
 def check_dicom(settings: Settings) -> Findings:
-    """Can the adapter listen, has it room, can it speak TLS; are the tools there that people try it with?"""
+    """Can the adapter listen, has it room, can it speak TLS; are tools there to try it with; where it runs, does it?"""
     if not settings.dicom_port:
         yield Finding("dicom", Level.OK, "is switched off (dicom_port is 0)")
         return
@@ -28,6 +28,9 @@ def check_dicom(settings: Settings) -> Findings:
         yield _tls(settings)
     yield _spool(settings)
     yield _tools()
+    from clara_flow.services.doctor_dicom_traffic import check_dicom_traffic  # it takes the packages of the server
+
+    yield from check_dicom_traffic(settings)
 
 
 def check_gateway(settings: Settings) -> Findings:

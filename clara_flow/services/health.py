@@ -16,14 +16,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.database import statements
-from clara_flow.services.dicom.heartbeats import Beat, read_all
+from clara_flow.services.dicom.heartbeats import LISTENER, SILENT_AFTER_S, Beat, associations, listeners, read_all
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.space import SpaceCheck
 from clara_flow.services.dicom_service import ADAPTER
 from clara_flow.settings import Settings
-
-SILENT_AFTER_S = 20.0
-LISTENER = "listener"  # there are several: listener-0, listener-1, ...
 
 # Clara's names of its services: the loop of ours that does its work, by the name of its beat.
 SERVICES: Mapping[str, str] = {
@@ -90,7 +87,7 @@ def _state(heard: Sequence[Beat], loop: str) -> ServiceState:
 
 def _listener_state(heard: Sequence[Beat]) -> ServiceState:
     """As many must go round as the adapter keeps running: one that hangs is told. Earlier ones may have been more."""
-    known = _listeners(heard)
+    known = listeners(heard)
     if not known:
         return ServiceState.UNKNOWN
     running = next((int(beat.facts.get("listeners", 1)) for beat in heard if beat.name == ADAPTER), 1)
@@ -98,24 +95,15 @@ def _listener_state(heard: Sequence[Beat]) -> ServiceState:
     return ServiceState.RUNNING if going >= max(1, running) else ServiceState.STOPPED
 
 
-def _listeners(heard: Sequence[Beat]) -> list[Beat]:
-    return [beat for beat in heard if beat.name.startswith(f"{LISTENER}-")]
-
-
 def is_healthy(heard: Sequence[Beat]) -> bool:
     """Whether every service runs."""
     return all(state is ServiceState.RUNNING for state in service_states(heard).values())
 
 
-def associations(heard: Sequence[Beat]) -> int:
-    """Inbound DICOM associations now, over all listeners that are heard of."""
-    return sum(int(beat.facts.get("open", 0)) for beat in _listeners(heard) if beat.age_s < SILENT_AFTER_S)
-
-
 def open_associations(heard: Sequence[Beat]) -> list[dict[str, Any]]:
     """Each of them, as its listener tells: our id, seconds, instances and bytes so far."""
     found: list[dict[str, Any]] = []
-    for beat in _listeners(heard):
+    for beat in listeners(heard):
         if beat.age_s < SILENT_AFTER_S:
             with suppress(ValueError, TypeError):
                 found += json.loads(beat.facts.get("open_associations", "[]"))

@@ -17,6 +17,7 @@ from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.database import statements
 from clara_flow.services import health
+from clara_flow.services.dicom.heartbeats import associations
 
 GROUPS = sa.text("SELECT aetitle, state, count(*), coalesce(sum(instances), 0) FROM dicom_groups GROUP BY 1, 2")
 DELIVERIES = sa.text("SELECT agent, destination, state, count(*) FROM deliveries GROUP BY 1, 2, 3")
@@ -61,7 +62,7 @@ class PlatformCollector(Collector):
         yield age
         yield fact
         yield GaugeMetricFamily(
-            "clara_flow_dimse_associations", "Inbound DICOM associations", value=health.associations(heard)
+            "clara_flow_dimse_associations", "Inbound DICOM associations", value=associations(heard)
         )
         disk = GaugeMetricFamily("clara_flow_spool_bytes", "Room on the spool's disk", labels=["kind"])
         for kind, amount in health.space(self.house.settings).items():

@@ -16,12 +16,16 @@ from typer.testing import CliRunner
 
 from clara_flow.cli import dicom_groups
 from clara_flow.errors import Conflict, NotFound
-from clara_flow.records import database, dicom_config, dicom_ingest
+from clara_flow.records import database, deliveries, dicom_config, dicom_ingest, jobs, payloads, pipelines
+from clara_flow.records import dicom_groups as dicom_groups_records
+from clara_flow.records.dicom_groups import PlannedJob
 from clara_flow.records.dicom_ingest import Opened, Stored
 from clara_flow.records.dicom_models import AeTitle
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-TABLES = "dicom_groups, dicom_instances, dicom_submissions, dicom_associations, dicom_journals, dicom_aetitles"
+TABLES = (
+    "dicom_groups, dicom_instances, dicom_submissions, dicom_associations, dicom_journals, dicom_aetitles, deliveries"
+)
 
 
 @pytest.fixture
@@ -70,9 +74,40 @@ def test_explain_tries_the_rules_and_changes_nothing(engine: sa.Engine) -> None:
     ]
     assert (told["state"], told["why"], told["jobs"]) == ("OPEN", "waits for 600 s of silence", [])
     text = run("explain", "1.2")
-    assert 'mr (brain-extraction) runs: Modality == "MR"' in text
+    assert 'pipeline    mr (brain-extraction): its rule holds: Modality == "MR"' in text
+    assert ": takes instances\n" in text
+    assert "  waits       for 600 s of silence\n" in text
     with pytest.raises(NotFound, match="no instance of that study"):
         run("explain", "9.9")
+
+
+def test_explain_follows_a_study_to_its_deliveries(engine: sa.Engine) -> None:
+    """Its jobs and what became of their results, in words; the Platform API's states are in the JSON."""
+    (row,) = json.loads(run("groups", "list", "--json"))
+    group_id = uuid.UUID(row["id"])
+    dicom_groups_records.retry(engine, group_id)
+    (planned,) = dicom_groups_records.plan(engine, group_id, [PlannedJob("mr", "brain-extraction")]).submissions
+    assert f"job         {planned.job_id} of mr is not made yet" in run("explain", "1.2")
+    pipeline = pipelines.create_pipeline(engine, name="p", definition="", plan={})
+    payload = payloads.create_payload(engine)
+    jobs.create_job(
+        engine, name="p", pipeline_id=pipeline.id, payload_id=payload.id, operators=[], runtime="process",
+        timeout_s=60, job_id=planned.job_id,
+    )  # fmt: skip
+    dicom_groups_records.note_submitted(engine, group_id, "mr")
+    assert f"job         {planned.job_id} of mr waits for its turn" in run("explain", "1.2")
+    (delivery,) = deliveries.register(
+        engine, job_id=planned.job_id, agent="ClaraSCU", parameters='"PACS"', uris=["a"], own_agents=["ClaraSCU"]
+    )
+    deliveries.fail(engine, delivery.id, False, "there is no destination")
+    text = run("explain", "1.2")
+    assert f"  delivery    {str(delivery.id)[:8]} to PACS: Failed: there is no destination" in text
+    (told,) = json.loads(run("explain", "1.2", "--json"))
+    (job,) = told["jobs"]
+    assert job["state"] == "PENDING/HEALTHY"
+    assert job["deliveries"] == [
+        {"id": str(delivery.id), "destination": "PACS", "state": "Failed", "reason": "there is no destination"}
+    ]
 
 
 def test_retry_and_discard(engine: sa.Engine) -> None:

@@ -30,6 +30,7 @@ async def test_a_database_that_is_away_at_the_start_ends_no_registration(monkeyp
 
     monkeypatch.setattr(pool_worker, "record_bundled", record)
     monkeypatch.setattr(pool_worker, "register_new", register)
+    monkeypatch.setattr(pool_worker, "register_blocks", lambda api_url: story.append("blocks"))
     settings = load_settings(database_url="postgresql://nobody@127.0.0.1:1/nothing", poll_s=0.01)
     working = asyncio.create_task(pool_worker.keep_registered(settings))
     try:
@@ -38,4 +39,4 @@ async def test_a_database_that_is_away_at_the_start_ends_no_registration(monkeyp
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
-    assert story == ["record", "record", "record", "register", "register"]
+    assert story == ["record", "record", "record", "register", "blocks", "register"]

@@ -55,6 +55,17 @@ def test_what_an_administrator_has_put_into_the_form_stays(prefect: OwnPrefect, 
     assert "fastio_size" in fields
 
 
+def test_blocks_can_be_made_in_the_ui(prefect: OwnPrefect) -> None:  # noqa: F811
+    for _ in range(2):
+        register.register_blocks(prefect.api_url)
+    (kind,) = prefect.post("/block_types/filter", {"block_types": {"slug": {"any_": ["dicom-node"]}}})
+    schemas = prefect.post("/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}})
+    assert kind["name"] == "DICOM node"
+    assert [sorted(schema["fields"]["properties"]) for schema in schemas] == [
+        ["ae_title", "host", "password", "port", "token", "username"]
+    ]
+
+
 def test_a_pipeline_is_a_deployment(prefect: OwnPrefect, pool: str, engine: sa.Engine) -> None:  # noqa: F811
     pipeline = JobMaker(engine).pipeline()
     deployment_id = register.register_pipeline(engine, pipeline, pool=pool, api_url=prefect.api_url)

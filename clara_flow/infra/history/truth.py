@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-from clara_flow.records.models import Job, JobOperator
+from clara_flow.records.models import AE_TITLE, BY_DICOM, BY_REQUEST, INSTANCES, TRIGGER, Job, JobOperator
 from clara_flow.records.state_machine import JobPhase, OperatorPhase
 
 STATE_OF_JOB: dict[JobPhase, tuple[str, str]] = {
@@ -52,7 +52,7 @@ def flow_run_request(job: Job, *, pool: str, deployment_id: UUID | None) -> dict
     return {
         "name": flow_run_name(job),
         "parameters": {"job_id": str(job.id)},
-        "tags": [f"tenant:{job.tenant}", f"runtime:{job.runtime}"],
+        "tags": flow_run_tags(job),
         "idempotency_key": str(job.id),
         "deployment_id": str(deployment_id) if deployment_id else None,
         "work_pool_name": pool,
@@ -63,6 +63,25 @@ def flow_run_request(job: Job, *, pool: str, deployment_id: UUID | None) -> dict
 def flow_run_name(job: Job) -> str:
     """The name of the job's run in the UI."""
     return f"{job.name}-{str(job.id)[:8]}"
+
+
+def flow_run_tags(job: Job) -> list[str]:
+    """What the job's run can be found by in the UI: `source:dicom` and `aetitle:...` for what came by DICOM."""
+    made = {"source": job.metadata_.get(TRIGGER), "aetitle": job.metadata_.get(AE_TITLE)}
+    return [
+        *(f"{name}:{value}" for name, value in made.items() if value),
+        f"tenant:{job.tenant}",
+        f"runtime:{job.runtime}",
+    ]
+
+
+def origin_of(job: Job) -> str:
+    """In words, what made the job, where it was no person; else "". Of the metadata only what names no patient."""
+    instances = job.metadata_.get(INSTANCES, "?")
+    trigger = job.metadata_.get(TRIGGER)
+    if trigger == BY_DICOM:
+        return f"Triggered by DICOM: {instances} instances came for AE title {job.metadata_.get(AE_TITLE, '?')}."
+    return f"Triggered by an inference request, with {instances} files." if trigger == BY_REQUEST else ""
 
 
 def flow_run_state(job: Job) -> dict[str, Any]:

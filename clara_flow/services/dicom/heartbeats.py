@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 from clara_flow.records.owner import boot_id
 
 EVERY_S = 1.0
+SILENT_AFTER_S = 20.0
+LISTENER = "listener"  # there are several: listener-0, listener-1, ...
+DESTINATION = "destination-"  # begins the names of the destinations' signs of life
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,21 @@ class Heartbeats:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.folder / f"{name}.json")
+
+
+def destination_beat(name: str) -> str:
+    """The name of a destination's sign of life: a plain file name."""
+    return DESTINATION + re.sub(r"[^A-Za-z0-9._-]", "_", name)
+
+
+def listeners(heard: Iterable[Beat]) -> list[Beat]:
+    """The beats of listeners, also of some that are gone."""
+    return [beat for beat in heard if beat.name.startswith(f"{LISTENER}-")]
+
+
+def associations(heard: Iterable[Beat]) -> int:
+    """Inbound DICOM associations now, over all listeners that are heard of."""
+    return sum(int(beat.facts.get("open", 0)) for beat in listeners(heard) if beat.age_s < SILENT_AFTER_S)
 
 
 def read_all(folder: Path) -> list[Beat]:

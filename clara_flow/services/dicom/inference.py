@@ -25,7 +25,7 @@ from clara_flow.records.database import reading
 from clara_flow.records.dicom_models import InferenceRequest, InferenceState, InferenceStatus
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import remove_tree
-from clara_flow.records.models import Pipeline
+from clara_flow.records.models import BY_REQUEST, INSTANCES, TRIGGER, Pipeline
 from clara_flow.records.pipelines import get_pipeline
 from clara_flow.services.dicom.grouping.names import job_name
 from clara_flow.services.dicom.heartbeats import Heartbeats
@@ -156,7 +156,7 @@ class InferenceWorker:
             arguments={},
             is_variant=pipeline.is_variant,
         )
-        metadata = {"Source": order.transaction_id, "Instances": str(len(files))}
+        metadata = {TRIGGER: BY_REQUEST, "Source": order.transaction_id, INSTANCES: str(len(files))}
         if order.outputs:
             metadata[OUTPUTS] = json.dumps(
                 [{"interface": one.interface, "uri": one.connection.uri} for one in order.outputs]

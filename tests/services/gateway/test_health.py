@@ -18,11 +18,12 @@ from clara_flow.records.database import connect, transaction
 from clara_flow.records.dicom_models import Group, GroupState
 from clara_flow.records.owner import boot_id
 from clara_flow.services import health
+from clara_flow.services.dicom import heartbeats
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.gateway import create_app
 
-LOOPS = sorted({"listener-0" if loop == health.LISTENER else loop for loop in health.SERVICES.values()})
+LOOPS = sorted({"listener-0" if loop == heartbeats.LISTENER else loop for loop in health.SERVICES.values()})
 FACTS = {"open": 3, "open_associations": json.dumps([{"association": "a", "instances": 7}])}
 
 
@@ -51,7 +52,7 @@ def test_healthy_is_when_every_loop_goes_round(house: House, gateway: httpx.Clie
 @pytest.mark.parametrize("loop", LOOPS)
 def test_one_dead_loop_is_unhealthy(house: House, gateway: httpx.Client, loop: str) -> None:
     beat_all(house)
-    age(house, loop, health.SILENT_AFTER_S + 1)
+    age(house, loop, heartbeats.SILENT_AFTER_S + 1)
     assert gateway.get("/health/ready").status_code == 503
     services = gateway.get("/health/status").json()["services"]
     stopped = {name for name, state in services.items() if state == "Stopped"}

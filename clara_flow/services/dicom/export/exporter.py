@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 import threading
 import time
 from collections.abc import Collection, Iterable
@@ -26,7 +25,7 @@ from clara_flow.services.dicom.export.leases import LeaseKeeper
 from clara_flow.services.dicom.export.owed_reports import OwedReports
 from clara_flow.services.dicom.export.sender import Deidentify, Sender
 from clara_flow.services.dicom.export.senders import sender_for
-from clara_flow.services.dicom.heartbeats import Heartbeats
+from clara_flow.services.dicom.heartbeats import DESTINATION, Heartbeats, destination_beat
 from clara_flow.services.dicom.places import Places
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ SHORTEST_LOOK_S = 0.02  # between two looks, however often the bell rings
 FINISH_S, BREAK_OFF_S = 5.0, 5.0  # at the end: for what is under way, and for giving back what was broken off
 TAKEN_AT_ONCE = 100
 HEARTBEAT = "exporter"
-DESTINATION = "destination-"  # begins the names of the destinations' signs of life
 
 
 class Exporter:
@@ -115,7 +113,7 @@ class Exporter:
         """A queue for each destination, as it is now."""
         current = {destination.name.casefold(): destination for destination in destinations}
         if self._known != current.keys():
-            self._forget({heartbeat_of(destination.name) for destination in current.values()})
+            self._forget({destination_beat(destination.name) for destination in current.values()})
             self._known = set(current)
         for key in self._queues.keys() - current.keys():
             queue = self._queues.pop(key)
@@ -180,7 +178,7 @@ class Exporter:
             rows = [row for row in waiting if row.destination.casefold() == key]
             oldest = min((row.oldest for row in rows if row.oldest is not None), default=now)
             self._heartbeats.beat(
-                heartbeat_of(queue.name),
+                destination_beat(queue.name),
                 breaker=str(queue.breaker.state),
                 pending=sum(row.pending for row in rows),
                 in_progress=sum(row.in_progress for row in rows),
@@ -204,11 +202,6 @@ class Exporter:
         for queue in queues:
             queue.join(deadline)
         self._keeper.close()
-
-
-def heartbeat_of(destination: str) -> str:
-    """The name of a destination's sign of life: a plain file name."""
-    return DESTINATION + re.sub(r"[^A-Za-z0-9._-]", "_", destination)
 
 
 def _nobody(destination: str) -> str:

@@ -8,14 +8,27 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from clara_flow.errors import ClaraFlowError, NotFound
-from clara_flow.records import dicom_config, jobs
+from clara_flow.records import delivery_queries, dicom_config, jobs
 from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import dicom_groups as records
-from clara_flow.records.dicom_models import Group, GroupState
+from clara_flow.records.dicom_models import Delivery, Group, GroupState, Submission
+from clara_flow.records.state_machine import JobPhase
 from clara_flow.services.dicom.grouping.completeness import Expected, verdict
 from clara_flow.services.dicom.grouping.completion import expectation
 from clara_flow.services.dicom.grouping.processors import Configured, configured
 from clara_flow.services.dicom.grouping.submit import plans_of
+
+FATES: dict[JobPhase, str] = {
+    JobPhase.CREATED: "waits for its turn",
+    JobPhase.QUEUED: "waits for its turn",
+    JobPhase.RUNNING: "is running",
+    JobPhase.COMPLETED: "has completed",
+    JobPhase.FAULTED: "failed",
+    JobPhase.CANCELED: "was cancelled",
+    JobPhase.EVICTED: "was ended by the platform",
+    JobPhase.TERMINATED: "ran out of time",
+}
+FAILURES = frozenset({JobPhase.FAULTED, JobPhase.EVICTED, JobPhase.TERMINATED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +43,19 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class MadeJob:
-    """A job of the group; state: the Platform API's words, "" while it is not made. message: why it is not."""
+    """A job of the group.
+
+    state       the Platform API's words, "" while it is not made. fate: the same for people.
+    message     why it is not made, or why it failed.
+    deliveries  of its results.
+    """
 
     label: str
     job_id: str
     state: str = ""
+    fate: str = "is not made yet"
     message: str = ""
+    deliveries: tuple[Delivery, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +91,7 @@ def _explain(engine: sa.Engine, group: Group) -> Explanation:
     except ClaraFlowError as error:
         problem = str(error)
     why, expected = _why(engine, group, one)
-    made = [
-        MadeJob(row.label, str(row.job_id), _state(engine, row.job_id) if row.submitted else "", row.message)
-        for row in queries.submissions_of(engine, group.id)
-    ]
+    made = [_made(engine, row) for row in queries.submissions_of(engine, group.id)]
     return Explanation(group, why, expected, choices, made, problem)
 
 
@@ -103,6 +120,13 @@ def _why(engine: sa.Engine, group: Group, one: Configured | None) -> tuple[str, 
     return group.rule or "waits", None
 
 
-def _state(engine: sa.Engine, job_id: object) -> str:
-    job = jobs.find_job(engine, job_id)  # type: ignore[arg-type]
-    return f"{job.state}/{job.status}" if job is not None else "its record was removed"
+def _made(engine: sa.Engine, row: Submission) -> MadeJob:
+    job_id = str(row.job_id)
+    if row.submitted is None:
+        return MadeJob(row.label, job_id, message=row.message)
+    job = jobs.find_job(engine, row.job_id)
+    if job is None:
+        return MadeJob(row.label, job_id, "its record was removed", "is over; its record was removed")
+    told = job.messages[-1] if job.messages and job.phase in FAILURES else ""
+    delivered = delivery_queries.list_deliveries(engine, job_id=job_id)
+    return MadeJob(row.label, job_id, f"{job.state}/{job.status}", FATES[job.phase], told, tuple(delivered))

@@ -13,6 +13,7 @@ from clara_flow.errors import ClaraFlowError, InputError, LauncherUnavailable, P
 from clara_flow.records import dicom_groups as records
 from clara_flow.records.dicom_groups import PlannedJob, Work
 from clara_flow.records.dicom_models import Group, GroupState, Submission
+from clara_flow.records.models import AE_TITLE, BY_DICOM, INSTANCES, TRIGGER
 from clara_flow.services.dicom.grouping.deidentified import Deidentified
 from clara_flow.services.dicom.grouping.files import Files
 from clara_flow.services.dicom.grouping.names import job_name
@@ -132,7 +133,9 @@ class Submitter:
         )
 
     def _metadata(self, configured: Configured, sources: Mapping[str, Path]) -> dict[str, str]:
-        return {**tags_of(sources.values(), self._tags), "Source": configured.source, "Instances": str(len(sources))}
+        made_by = {TRIGGER: BY_DICOM, AE_TITLE: configured.row.ae_title}
+        attributes = tags_of(sources.values(), self._tags)
+        return {**attributes, **made_by, "Source": configured.source, INSTANCES: str(len(sources))}
 
     def _note(self, group: Group, configured: Configured | None, problems: Mapping[str, ClaraFlowError]) -> None:
         """It is tried again; what is wrong with the platform (a full disk, a service) counts for nothing."""

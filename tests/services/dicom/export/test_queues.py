@@ -24,8 +24,7 @@ from clara_flow.records.dicom_models import DeliveryState, ItemState
 from clara_flow.services.dicom.export import destination_queue
 from clara_flow.services.dicom.export.destination_queue import Slots
 from clara_flow.services.dicom.export.dimse import DimseSender
-from clara_flow.services.dicom.export.exporter import heartbeat_of
-from clara_flow.services.dicom.heartbeats import read_all
+from clara_flow.services.dicom.heartbeats import destination_beat, read_all
 from clara_flow.services.dicom.places import Places
 
 SUCCEEDED, FAILED, PENDING = DeliveryState.SUCCEEDED, DeliveryState.FAILED, DeliveryState.PENDING
@@ -218,12 +217,12 @@ def test_signs_of_life(world: World) -> None:
     with world.exporting():
         world.ended(delivery)
         names = lambda: {beat.name: beat for beat in read_all(Places.of(world.settings).heartbeats)}  # noqa: E731
-        eventually(lambda: {"exporter", heartbeat_of("PA CS/1")} <= names().keys())
-        eventually(lambda: names()[heartbeat_of("PA CS/1")].facts["last_error"] == "unreachable")
-        facts = names()[heartbeat_of("PA CS/1")].facts
+        eventually(lambda: {"exporter", destination_beat("PA CS/1")} <= names().keys())
+        eventually(lambda: names()[destination_beat("PA CS/1")].facts["last_error"] == "unreachable")
+        facts = names()[destination_beat("PA CS/1")].facts
         assert facts.keys() == {"breaker", "pending", "in_progress", "oldest_s", "reports_owed", "last_error"}
         dicom_config.delete_destination(world.engine, "PA CS/1")
-        eventually(lambda: heartbeat_of("PA CS/1") not in names())
+        eventually(lambda: destination_beat("PA CS/1") not in names())
         assert names()["exporter"].facts.keys() == {
             "pending", "due", "in_progress", "destinations", "reports_owed", "reports_without_destination",
         }  # fmt: skip

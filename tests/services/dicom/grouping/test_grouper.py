@@ -37,6 +37,7 @@ from clara_flow.services.dicom.places import Places
 Running = Callable[..., AbstractContextManager[Grouper]]
 Add = Callable[..., AeTitle]
 
+MADE = {"Trigger": "dicom", "AETitle": "BRAIN", "Source": "BRAIN (ae-title)", "Instances": "3"}
 SUBMITTED, OPEN, FAILED, DISCARDED = (
     GroupState.SUBMITTED,
     GroupState.OPEN,
@@ -95,7 +96,7 @@ def test_a_study_becomes_a_job_of_its_files(
     assert inputs(lone_house, job) == uids
     assert (job.tenant, job.priority) == ("BRAIN", JobPriority.NORMAL)
     assert job.name.startswith("brain-seg-20")
-    assert job.metadata_ == {"Source": "BRAIN (ae-title)", "Instances": "3"}
+    assert job.metadata_ == MADE
 
 
 def test_scenario_a_several_associations_three_pipelines(
@@ -409,7 +410,7 @@ def test_attributes_as_metadata(
         eventually(lambda: states(lone_house) == [SUBMITTED], within_s=30)
     metadata = all_jobs(lone_house)[0].metadata_
     assert metadata.pop("00080060") == "CT"
-    assert metadata == {"0008103E": "second", "Source": "BRAIN (ae-title)", "Instances": "3"}
+    assert metadata == {**MADE, "0008103E": "second"}
 
 
 def test_names_in_the_payload_are_safe(
