@@ -26,7 +26,7 @@ def main() -> None:
         if _stems_from_ctrl_c(error):
             _say("interrupted")
             sys.exit(INTERRUPTED)
-        _say(f"a bug in clara-flow: {type(error).__name__}: {error}\nPlease report it with {_keep_traceback()}")
+        _say(f"a bug in clara-flow: {type(error).__name__}\nPlease report it with {_keep_traceback(error)}")
         sys.exit(BUG)
 
 
@@ -39,13 +39,19 @@ def _stems_from_ctrl_c(error: BaseException | None) -> bool:
     return False
 
 
-def _keep_traceback() -> str:
-    """Write the present exception's traceback to a file of its own; returns its path."""
+def _keep_traceback(error: BaseException) -> str:
+    """Write where it came from to a file of its own; returns its path.
+
+    Kinds and places only: the file is made to be sent to others, and an error's text may quote a patient's data.
+    """
     import tempfile
     import traceback
 
     with tempfile.NamedTemporaryFile("w", prefix="clara-flow-bug-", suffix=".txt", delete=False) as report:
-        traceback.print_exc(file=report)
+        cause: BaseException | None = error
+        while cause is not None:
+            report.writelines([f"{type(cause).__name__}\n", *traceback.format_tb(cause.__traceback__)])
+            cause = cause.__cause__ or cause.__context__
         return report.name
 
 

@@ -89,6 +89,7 @@ def connect(url: str, *, pool_size: int = 5, max_overflow: int | None = None, pr
         max_overflow=pool_size if max_overflow is None else max_overflow,
         pool_pre_ping=pre_ping,
         connect_args=CONNECT_ARGUMENTS,
+        hide_parameters=True,  # else errors quote what was to be written
     )
 
 

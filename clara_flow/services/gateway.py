@@ -21,6 +21,7 @@ from clara_flow.infra.postgres import records_url
 from clara_flow.records.database import connect
 from clara_flow.services import health, metrics, problems
 from clara_flow.services.access import BearerToken
+from clara_flow.services.body_limit import BodyLimit
 from clara_flow.services.dicom import config_routes, inference_routes, web_routes, web_store
 from clara_flow.services.results import routes as results_routes
 from clara_flow.settings import load_settings
@@ -56,6 +57,7 @@ def create_app(house: House) -> FastAPI:
     for router in routers_of(house):
         app.include_router(router)
     problems.install(app)
+    app.add_middleware(BodyLimit)
     if house.settings.gateway_token is not None:
         app.add_middleware(BearerToken, token=house.settings.gateway_token)
     return app

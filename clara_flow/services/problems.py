@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from clara_flow.errors import (
@@ -89,6 +90,7 @@ def install(app: FastAPI) -> None:
     """Make every error of `app`, foreseen or not, such an answer. A body of the wrong shape is answered with 400."""
     app.add_exception_handler(ClaraFlowError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(DataError, _on_data)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(Unforeseen)
 
@@ -105,6 +107,12 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101  for the type checker
     lines = [f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()]
     return problem_response("; ".join(lines), status=400, title="The request cannot be used")
+
+
+async def _on_data(request: Request, error: Exception) -> JSONResponse:
+    """A text with a NUL, say, which no column can hold."""
+    del request, error
+    return problem_response("a value in it can stand in no record", status=400, title="The request cannot be used")
 
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:

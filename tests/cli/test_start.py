@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from clara_flow.cli import app, start
@@ -31,8 +33,23 @@ def test_ctrl_c_while_a_class_is_made_is_an_interruption(
 def test_any_other_error_is_a_bug_with_its_traceback_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "app", lambda: 1 / 0)
+    name, number = "Surname^Given", "PATIENT-ID"
+
+    def broken() -> None:
+        try:
+            raise KeyError(name)
+        except KeyError as error:
+            raise ValueError(number) from error
+
+    monkeypatch.setattr(app, "app", broken)
     with pytest.raises(SystemExit) as ended:
         start.main()
     assert ended.value.code == start.BUG
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "ValueError" in told
+    report = Path(told.split()[-1])
+    kept = report.read_text()
+    report.unlink()
+    assert "KeyError" in kept
+    assert "in broken" in kept
+    assert not [one for one in (name, number) if one in told + kept], "it is made to be sent to others"

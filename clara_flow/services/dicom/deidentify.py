@@ -22,7 +22,7 @@ from pathlib import Path
 from uuid import UUID
 
 from dicomanonymizer.simpledicomanonymizer import empty_element, replace_element
-from pydicom import dcmread, dcmwrite
+from pydicom import dcmwrite
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -32,6 +32,7 @@ from pydicom.uid import UID
 
 from clara_flow.errors import InputError, SettingsError
 from clara_flow.services.dicom.deidentify_table import Action, action_of
+from clara_flow.services.dicom.reading import read_whole
 from clara_flow.settings import Settings
 
 KEY_BYTES = 32
@@ -139,7 +140,7 @@ class Deidentifier:
         Raises InputError as `deidentify` does and for a file that cannot be read as DICOM, OSError.
         """
         try:
-            dataset = dcmread(source)
+            dataset = read_whole(source)
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001  what a parser raises for broken files is not to be foreseen

@@ -7,6 +7,7 @@ somebody still writes, is left alone, and so are symbolic links.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -36,6 +37,9 @@ DONE, REFUSED = ".done", ".refused"
 UNFINISHED = (".part", ".partial", ".tmp", ".crdownload", ".filepart")
 MOST_FILES = 1000  # of one round: an association that never ended would never be released
 PIECE_BYTES = 1 << 20
+LONGEST_NAME_BYTES = 200  # there is room for a number and an ending behind it (NAME_MAX is 255)
+# A folder has the name of a file that was put away before; a path that is as long as can be becomes longer.
+NAMES_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG})
 CALLING, PEER = "INBOX", "localhost"
 OURS = frozenset({Status.OUT_OF_RESOURCES, Status.PROCESSING_FAILURE})  # not the file's fault: it is tried again
 
@@ -140,12 +144,20 @@ class Inbox:
     def _put_away(self, path: Path, where: str, reason: str) -> None:
         """Move it out of the way. A file that cannot be moved is taken again: its group has it once all the same."""
         target = self.folder / where / path.relative_to(self.folder)
-        number = 0
+        if len(path.name.encode()) > LONGEST_NAME_BYTES:
+            target = target.with_name(f"{hashed(path.name)}~")
+        number, first = 0, target
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                if error.errno not in NAMES_IN_THE_WAY:
+                    raise
+                target = first = self.folder / where / path.relative_to(self.folder).parts[0] / f"{hashed(str(path))}~"
+                target.parent.mkdir(parents=True, exist_ok=True)
             while target.exists():
                 number += 1
-                target = target.with_name(f"{path.name}.{number}")
+                target = first.with_name(f"{first.name}.{number}")
             path.rename(target)
             if where == REFUSED:
                 target.with_name(f"{target.name}.reason.txt").write_text(f"{reason}\n", encoding="utf-8")

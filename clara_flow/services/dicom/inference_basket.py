@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-import pydicom
-
 from clara_flow.errors import ClaraFlowError, InputError
 from clara_flow.records.durable import naming_storage_problems, remove_tree, sync
+from clara_flow.services.dicom.reading import read_header
 from clara_flow.services.dicom.space import SpaceCheck
 from clara_flow.services.dicom.wire.negotiation import is_uid
 
@@ -82,11 +81,7 @@ class Basket:
             yield file
             file.flush()
             try:
-                uid = str(
-                    pydicom.dcmread(partial, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])[
-                        0x00080018
-                    ].value
-                )
+                uid = str(read_header(partial, ["SOPInstanceUID"]).SOPInstanceUID)
             except Exception:  # noqa: BLE001  pydicom raises whatever broken bytes make of it
                 raise InputError("what was sent is no DICOM file") from None
             if not is_uid(uid):

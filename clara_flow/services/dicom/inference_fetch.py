@@ -81,18 +81,25 @@ class _Client:
     @contextmanager
     def get(self, path: str, accept: str, parameters: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         """An answer to be read in pieces. Raises InputError for one that is no success."""
-        asked = self._client.stream("GET", self._address + path, params=parameters, headers={"accept": accept})
-        with asked as answer:
+        headers = {"accept": accept, "accept-encoding": "identity"}
+        with self._client.stream("GET", self._address + path, params=parameters, headers=headers) as answer:
             if answer.status_code not in {200, 204, 206}:
-                raise InputError(f"the answer is {answer.status_code} {answer.reason_phrase}".rstrip())
+                raise InputError(f"the answer is {_in_words(answer.status_code)}")
+            if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                raise InputError("the answer is compressed, which was not asked for")  # a bomb would fill the memory
             yield answer
 
     def pieces(self, answer: httpx.Response) -> Iterator[bytes]:
         """Its body. Raises InputError when it takes too long."""
-        for piece in answer.iter_bytes():
+        for piece in answer.iter_raw():
             if time.monotonic() > self._deadline:
                 raise InputError("the time is over")
             yield piece
+
+
+def _in_words(status: int) -> str:
+    """With the standard's words, not the server's: those may tell of a patient."""
+    return f"{status} {httpx.codes.get_reason_phrase(status)}".strip()
 
 
 def _wanted(client: _Client, inputs: Inputs, on_fault: Fault) -> Iterator[Wanted]:
@@ -135,15 +142,16 @@ def _retrieve(client: _Client, path: str, basket: Basket) -> None:
         if content_type(kind)[0] == "application/dicom":  # one file alone, as some servers send it
             with basket.instance() as only:
                 for piece in client.pieces(answer):
+                    basket.check()
                     only.write(piece)
             return
         reader = MultipartReader(boundary_of(kind))
         with ExitStack() as part:
             file: BinaryIO | None = None
             for piece in client.pieces(answer):
+                basket.check()  # a file may be without end
                 for event in reader.feed(piece):
                     if isinstance(event, PartBegin):
-                        basket.check()
                         file = part.enter_context(basket.instance())
                     elif isinstance(event, PartEnd):
                         part.pop_all().close()

@@ -16,6 +16,7 @@ from clara_flow.services.dicom.wire.negotiation import is_uid
 from clara_flow.services.problems import Unprocessable
 
 LONGEST_TRANSACTION_ID = 200
+DEEPEST = 32  # objects and lists within each other
 USUAL_PRIORITY, HIGHEST_PRIORITY = 128, 255
 FHIR_VERSIONS = ("R1", "R2", "R3", "R4")
 FHIR_TYPE = re.compile(r"[A-Za-z]{1,64}")
@@ -272,11 +273,13 @@ class _Reader:
         return value
 
 
-def _lower(value: Any) -> Any:
-    """The value with the names of all members in lower case."""
+def _lower(value: Any, depth: int = 0) -> Any:
+    """The value with the names of all members in lower case. Raises Unprocessable for what is too deep."""
+    if depth > DEEPEST:
+        raise Unprocessable(f"objects and lists are within each other more than {DEEPEST} times")
     if isinstance(value, Mapping):
-        return {str(name).lower(): _lower(inner) for name, inner in value.items()}
-    return [_lower(inner) for inner in value] if isinstance(value, list) else value
+        return {str(name).lower(): _lower(inner, depth + 1) for name, inner in value.items()}
+    return [_lower(inner, depth + 1) for inner in value] if isinstance(value, list) else value
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pydicom
 import sqlalchemy as sa
 from sqlmodel import col
 
 from clara_flow.deployments.trigger import House
 from clara_flow.records.database import statements
 from clara_flow.records.dicom_models import Delivery, Group, Submission
+from clara_flow.services.dicom.reading import read_header
 from clara_flow.services.dicom.web_query import INSTANCE, SERIES, STUDY
 
 OVERLAP = timedelta(minutes=5)  # a transaction may commit that much later than the time that it wrote
@@ -94,7 +94,7 @@ class ProducedObjects:
     def _add(self, path: Path, job: str) -> None:
         try:
             names = (STUDY, SERIES, INSTANCE)
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*names, "SOPClassUID"])
+            header = read_header(path, [*names, "SOPClassUID"])
             uids = {name: str(header[name].value) for name in names}
             syntax = str(header.file_meta.TransferSyntaxUID)
             self._files[path] = Found(uids, path, str(header.SOPClassUID), syntax), job

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pydicom
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
 from sqlmodel import col
@@ -23,6 +22,7 @@ from clara_flow.records.models import Job
 from clara_flow.records.payload_store import PayloadFolder
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.privacy import hashed
+from clara_flow.services.dicom.reading import read_header
 from clara_flow.services.dicom.web_produced import Found, ProducedObjects
 from clara_flow.services.dicom.web_query import ATTRIBUTES, INSTANCE, SERIES, STUDY, Level
 
@@ -178,7 +178,7 @@ def usual_header(path: Path, keywords: tuple[str, ...] = ()) -> Dataset | None:
 def header_of(path: Path, keywords: Sequence[str] | None) -> Dataset | None:
     """These attributes of a file (None: all but the pixels); None when it is no DICOM file that can be read."""
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(keywords) if keywords else None)
+        return read_header(path, keywords)
     except Exception as error:  # noqa: BLE001  pydicom raises whatever a broken file makes of it
         log.warning("file %s cannot be read: %s", hashed(str(path)), type(error).__name__)
         return None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CALLING = "STOW-RS"  # there is no calling AE title
 RETRY_AFTER_S = 60
+MOST_PARTS = 20_000  # of a request: the answer tells of each of them
 JSON = "application/dicom+json"
 
 
@@ -43,6 +44,8 @@ class StowReceiver:
         """The next bytes of the body. Raises InputError."""
         for event in self._reader.feed(data):
             if isinstance(event, PartBegin):
+                if len(self.outcomes) == MOST_PARTS:
+                    raise InputError(f"the body has more than {MOST_PARTS} parts: send them in several requests")
                 kind, _ = content_type(event.headers.get("content-type", "application/dicom"))
                 if kind != "application/dicom":
                     raise InputError("a part of the body is not application/dicom")
@@ -111,6 +114,8 @@ class Store:
             boundary = boundary_of(request.headers.get("content-type", ""))
             if parameters.get("type", "application/dicom").lower() != "application/dicom":
                 raise InputError(f'{kind} of type="application/dicom" is taken')
+            if request.headers.get("content-encoding", "identity").lower() != "identity":
+                raise InputError("the body must not be compressed: send it without Content-Encoding")
         except InputError as error:
             return problem_response(error, status=415)
         if is_short:

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import InputError
@@ -31,19 +30,13 @@ from clara_flow.services.results.wire import (
     task_json,
 )
 
-MOST_BYTES = 16 * 2**20
 KEY_HEADER = "Idempotency-Key"
 KEYS = uuid.UUID("5a9bd1f2-6c3a-5b7e-9d52-1f0c6a4e8b31")  # namespace of tasks that were registered under a key
 
 
 async def body_of(request: Request) -> bytes:
-    """What was sent, whatever it says it is. Raises HTTPException when it is too long."""
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MOST_BYTES:
-            raise HTTPException(413, f"a request has at most {MOST_BYTES} bytes")
-    return bytes(content)
+    """What was sent, whatever it says it is."""
+    return await request.body()
 
 
 Body = Annotated[bytes, Depends(body_of)]

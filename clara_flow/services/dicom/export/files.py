@@ -6,16 +6,16 @@ import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from pydicom import config, dcmread
+from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import read_file_meta_info, read_partial
-from pydicom.tag import Tag
+from pydicom.filereader import read_file_meta_info
 from pynetdicom.dsutils import split_dataset
 
 from clara_flow.errors import InputError
 from clara_flow.records.payload_store import PayloadFolder
+from clara_flow.services.dicom.reading import read_header, read_whole
 
 PREAMBLE_BYTES, PREFIX = 128, b"DICM"
 LAST_WANTED = 0x0020000E  # Series Instance UID
@@ -53,7 +53,7 @@ class Outgoing:
     def read(self) -> Dataset:
         """The whole of it, parsed. Raises Unsendable, OSError."""
         try:
-            return dcmread(self.path)
+            return read_whole(self.path)
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever pydicom makes of whatever a file holds
@@ -106,15 +106,10 @@ def outgoing(folder: PayloadFolder, uri: str) -> Outgoing:
 
 def _parsed(path: Path) -> tuple[FileMetaDataset, int, Dataset]:
     """Its meta information, where the data set begins, and of that what stands before the pixels."""
-
-    def is_past(tag: Any, vr: str | None, length: int) -> bool:
-        return int(tag) > LAST_WANTED
-
     try:
         with config.disable_value_validation():
             _, offset = split_dataset(path)
-            with path.open("rb") as file:
-                data_set = read_partial(file, stop_when=is_past, specific_tags=[Tag(name) for name in WANTED])
+            data_set = read_header(path, WANTED, last=LAST_WANTED)
             return read_file_meta_info(path), offset, data_set
     except OSError:
         raise

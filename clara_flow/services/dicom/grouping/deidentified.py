@@ -7,12 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from pydicom import dcmread
-
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import InputError
 from clara_flow.records.durable import naming_storage_problems, remove_tree
 from clara_flow.services.dicom.deidentify import Deidentifier, key_file
+from clara_flow.services.dicom.reading import read_header
 
 FOLDER = "deidentified"  # of the spool
 SOP_INSTANCE_UID = "SOPInstanceUID"
@@ -41,7 +40,7 @@ class Deidentified:
                 partial.unlink(missing_ok=True)
                 deidentifier.deidentify_file(source, partial, profile)
                 partial.replace(target)
-                uid = str(dcmread(target, specific_tags=[SOP_INSTANCE_UID]).get(SOP_INSTANCE_UID, ""))
+                uid = str(read_header(target, [SOP_INSTANCE_UID]).get(SOP_INSTANCE_UID, ""))
                 if not uid:
                     raise InputError("an instance has no SOP Instance UID any more after it was de-identified")
                 cleaned[f"{name.partition('/')[0]}/{uid}.dcm"] = target

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pydicom
-
 from clara_flow.errors import SettingsError
 from clara_flow.services.dicom.grouping.processors import parse_tag
+from clara_flow.services.dicom.reading import read_header
 from clara_flow.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def tags_of(paths: Iterable[Path], tags: Sequence[int]) -> dict[str, str]:
     values: dict[int, dict[str, None]] = {tag: {} for tag in tags}
     for path in paths if tags else ():
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+            header = read_header(path, tags)
             for tag in tags:
                 if tag in header and (text := str(header[tag].value).strip()):
                     values[tag].setdefault(text[:LONGEST_VALUE])
