@@ -144,7 +144,7 @@ class Inbox:
     def _put_away(self, path: Path, where: str, reason: str) -> None:
         """Move it out of the way. A file that cannot be moved is taken again: its group has it once all the same."""
         target = self.folder / where / path.relative_to(self.folder)
-        if len(path.name.encode()) > LONGEST_NAME_BYTES:
+        if len(os.fsencode(path.name)) > LONGEST_NAME_BYTES:
             target = target.with_name(f"{hashed(path.name)}~")
         number, first = 0, target
         try:

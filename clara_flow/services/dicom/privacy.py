@@ -8,8 +8,8 @@ SHOWN_DIGITS = 12
 
 
 def hashed(uid: str) -> str:
-    """12 hex digits that stand for a UID in logs: enough to find the same one again."""
-    return hashlib.blake2b(uid.encode(), digest_size=SHOWN_DIGITS // 2).hexdigest()
+    """12 hex digits that stand for a UID, or a name, in logs: enough to find the same one again."""
+    return hashlib.blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=SHOWN_DIGITS // 2).hexdigest()
 
 
 def key_digest(value: str) -> str:

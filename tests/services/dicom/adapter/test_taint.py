@@ -61,6 +61,7 @@ def refusing_to_commit(event: object) -> tuple[object, None]:
     return refusing_with_a_comment(event), None
 
 
+@pytest.mark.timeout(900)  # a platform starts, and does a day's work
 @pytest.mark.usefixtures("anything_goes")
 def test_no_planted_identifier_is_told(adapter: AdapterWorld, tmp_path: Path) -> None:
     with ExitStack() as stack:
@@ -110,6 +111,6 @@ def test_no_planted_identifier_is_told(adapter: AdapterWorld, tmp_path: Path) ->
             if any(one in where for one in STRICT):
                 wanted += TABLES_ALONE
             found += [leak for one in wanted for leak in leaks(where, text, one)]
-    assert len(processes.seen) > 10
+    assert len(processes.lines) > 10
     assert read > 100_000
     assert not found, "\n".join(found)

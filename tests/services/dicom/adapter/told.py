@@ -84,25 +84,24 @@ def prefect(adapter: AdapterWorld) -> Told:
 class Processes:
     """What everybody on the machine can see of the platform's processes: command lines, and their environment."""
 
-    seen: dict[tuple[int, float], set[str]] = field(default_factory=dict)
+    lines: dict[int, set[str]] = field(default_factory=dict)
+    looks: dict[int, int] = field(default_factory=dict)
 
     def look(self, folder: str) -> None:
-        """Remember what is told of those that know of a folder."""
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                line = " ".join(process.cmdline())
-                key = (process.pid, process.create_time())
-                if key not in self.seen:
-                    whole = f"{process.cwd()} {process.environ()} {line}"
-                    self.seen[key] = {whole} if folder in whole else set()
-                elif self.seen[key]:
-                    self.seen[key].add(line)
+        """Remember what is told of those that know of a folder. A new one is looked at twice: it may begin as a copy."""
+        for number in psutil.pids():
+            if self.looks.get(number, 0) < 2:
+                self.looks[number] = self.looks.get(number, 0) + 1
+                with suppress(psutil.Error, OSError):
+                    process = psutil.Process(number)
+                    whole = f"{process.cwd()} {process.environ()} {process.cmdline()}"
+                    if folder in whole:
+                        self.lines.setdefault(number, set()).add(whole)
 
     def told(self) -> Told:
         """Of each."""
-        for (number, _), lines in self.seen.items():
-            if lines:
-                yield f"process {number}", "\n".join(sorted(lines)).encode()
+        for number, lines in self.lines.items():
+            yield f"process {number}", "\n".join(sorted(lines)).encode()
 
 
 @contextmanager
@@ -113,7 +112,7 @@ def watched_processes(adapter: AdapterWorld) -> Iterator[Processes]:
     def watch() -> None:
         while not over.is_set():
             found.look(str(adapter.settings.data_dir))
-            over.wait(0.05)
+            over.wait(0.1)
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -350,6 +350,19 @@ def test_redirects_are_not_followed_and_no_secret_goes_elsewhere(basket: Basket,
     assert basket.files() == {}
 
 
+def test_what_a_server_says_of_a_patient_is_not_repeated(basket: Basket) -> None:
+    def gossip(handler: Any) -> None:
+        handler.send_response(403, "Doe^Jane may not be seen")
+        handler.send_header("Location", "http://Doe/")
+        handler.end_headers()
+        handler.wfile.write(b"Doe^Jane")
+
+    with serving(gossip) as server:
+        faults = [*fetched(server, basket), *fetched(server, basket, fhir=True)]
+    assert faults
+    assert all("403 Forbidden" in fault and "Doe" not in fault for fault in faults)
+
+
 @pytest.mark.parametrize("fhir", [False, True])
 def test_compressed_answers_are_not_inflated(basket: Basket, fhir: bool) -> None:
     bomb = b"".join(zeros(300, 31))

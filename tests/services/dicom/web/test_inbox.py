@@ -102,6 +102,32 @@ def test_what_cannot_be_taken_is_set_aside_with_a_reason(archive: Archive, folde
     assert stored(archive) == []
 
 
+@pytest.mark.parametrize("content", [b"no DICOM" * 100, encoded(slices(series=(1,))[0])], ids=["refused", "done"])
+def test_no_name_stops_the_inbox(archive: Archive, folder: Path, inbox: Inbox, content: bytes) -> None:
+    """Names as long as can be, odd ones, a folder of the name that a file had: all of them are put away."""
+    names = ["x" * 255, "\u8133" * 85, "a\nb", "a b\\..", "\udcff.dcm", "-rf"]
+    deep = folder / BRAIN / Path(*["d" * 250] * 14)
+    for turn in range(2):
+        for name in names:
+            put(folder / BRAIN / name, content)
+        put(folder / BRAIN / "twice", content)
+        deep.mkdir(parents=True, exist_ok=True)
+        put(deep / "deep", content)
+        inbox.look()
+        inbox.look()
+        assert [path for path in (folder / BRAIN).rglob("*") if path.is_file()] == [], f"turn {turn}"
+        (folder / BRAIN / "twice").mkdir()
+        put(folder / BRAIN / "twice" / "below", content)
+        inbox.look()
+        inbox.look()
+        assert list((folder / BRAIN / "twice").iterdir()) == []
+        (folder / BRAIN / "twice").rmdir()
+    put_away = [path for path in (folder / ".done").rglob("*") if path.is_file()]
+    refused = [path for path in (folder / ".refused").rglob("*") if path.is_file()]
+    assert len(put_away) + len(refused) / 2 == 2 * (len(names) + 3)  # with what is refused lies a reason
+    assert {path.relative_to(folder.parent).parts[0] for path in folder.parent.rglob("*")} <= {"inbox", "data"}
+
+
 def test_links_and_unknown_ae_titles_are_left(archive: Archive, folder: Path, inbox: Inbox, tmp_path: Path) -> None:
     file = put(tmp_path / "1.dcm", encoded(slices(series=(1,))[0]))
     (folder / BRAIN / "link.dcm").symlink_to(file)
