@@ -88,7 +88,7 @@ class Processes:
     looks: dict[int, int] = field(default_factory=dict)
 
     def look(self, folder: str) -> None:
-        """Remember what is told of those that know of a folder. A new one is looked at twice: it may begin as a copy."""
+        """Remember those that know of a folder. A new one is looked at twice: it may begin as a copy of another."""
         for number in psutil.pids():
             if self.looks.get(number, 0) < 2:
                 self.looks[number] = self.looks.get(number, 0) + 1
