@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import config
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pynetdicom.dsutils import split_dataset
 
@@ -83,11 +83,9 @@ def outgoing(folder: PayloadFolder, uri: str) -> Outgoing:
         head = file.read(PREAMBLE_BYTES + len(PREFIX))
     if head[PREAMBLE_BYTES:] != PREFIX:
         raise Unsendable("it is no DICOM file")
-    meta, offset, data_set = _parsed(path)
-    syntax = str(meta.get("TransferSyntaxUID", ""))
+    syntax, offset, uids = _parsed(path)
     if not syntax:
         raise Unsendable("it has no Transfer Syntax UID")
-    uids = {name: str(data_set.get(name) or "") for name in WANTED}
     for name, uid in uids.items():
         if not uid:
             raise Unsendable(f"it has no {_spaced(name)}")
@@ -104,13 +102,14 @@ def outgoing(folder: PayloadFolder, uri: str) -> Outgoing:
     )
 
 
-def _parsed(path: Path) -> tuple[FileMetaDataset, int, Dataset]:
-    """Its meta information, where the data set begins, and of that what stands before the pixels."""
+def _parsed(path: Path) -> tuple[str, int, dict[str, str]]:
+    """Its transfer syntax, where the data set begins, and the UIDs in that; "" for what is not there."""
     try:
         with config.disable_value_validation():
             _, offset = split_dataset(path)
             data_set = read_header(path, WANTED, last=LAST_WANTED)
-            return read_file_meta_info(path), offset, data_set
+            uids = {name: str(data_set.get(name) or "") for name in WANTED}  # values are decoded here
+            return str(read_file_meta_info(path).get("TransferSyntaxUID", "")), offset, uids
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever pydicom makes of whatever a file holds

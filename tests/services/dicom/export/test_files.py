@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import FileDataset
 from services.dicom.export.images import data_set_bytes, image, sample, write
@@ -98,6 +98,7 @@ def test_a_payload_that_was_removed(tmp_path: Path) -> None:
 WHOLE = sample("CT_small.dcm").read_bytes()[:4096]
 
 
+@example(noise=b"\0", place=445, kept=0)  # a UID of a VR that there is not
 @given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 100))
 @settings(max_examples=300, deadline=None)
 @pytest.mark.filterwarnings("ignore::UserWarning")
