@@ -69,8 +69,11 @@ class Orthanc:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Orthanc]:
-    """Start it with its files in `folder`; skips where it, or its DICOMweb, is not installed."""
+def running(folder: Path, login: tuple[str, str] | None = None, **settings: Any) -> Iterator[Orthanc]:
+    """Start it with its files in `folder`; skips where it, or its DICOMweb, is not installed.
+
+    login       a user and a password that its HTTP asks for. settings: other ones than these.
+    """
     plugin = next((path for place in PLUGINS for path in place.glob("libOrthancDicomWeb.so*")), None)
     if PROGRAM is None or plugin is None:
         pytest.skip("Orthanc with its DICOMweb plug-in is not installed (orthanc, orthanc-dicomweb)")
@@ -90,18 +93,21 @@ def running(folder: Path) -> Iterator[Orthanc]:
         "StableAge": 1,
         "HttpPort": http_port,
         "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
+        "AuthenticationEnabled": login is not None,
+        "RegisteredUsers": dict([login] if login else []),
         "HttpsVerifyPeers": False,
         "Plugins": [str(plugin)],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "StudiesMetadata": "Full", "SeriesMetadata": "Full"},
+        **settings,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "orthanc.json"
     path.write_text(json.dumps(config))
     with (folder / "orthanc.log").open("wb") as log:
         process = subprocess.Popen(
             [PROGRAM, str(path)], env={**os.environ, "TCP_NODELAY": "1"}, stdout=log, stderr=subprocess.STDOUT
         )
-    with httpx.Client(base_url=f"http://127.0.0.1:{http_port}", trust_env=False, timeout=60) as web:
+    with httpx.Client(base_url=f"http://127.0.0.1:{http_port}", auth=login, trust_env=False, timeout=60) as web:
 
         def is_up() -> bool:
             assert process.poll() is None, (folder / "orthanc.log").read_text()

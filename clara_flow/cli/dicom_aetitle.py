@@ -70,7 +70,7 @@ def add(
     ] = None,
     name: Annotated[str, typer.Option(help="Name for it, where the AE title itself is none.", show_default=False)] = "",
     processor: Annotated[
-        str | None, typer.Option(help="Job processor, where it is a plug-in's. ae-title if absent.")
+        str | None, typer.Option(help="Job processor: a plug-in's, or retrieve (for C-MOVE). ae-title if absent.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -92,6 +92,7 @@ def add(
               clara-flow dicom aetitle add BRAIN --timeout 10 --replace
               clara-flow dicom aetitle add CHEST -p lung.yaml -p nodules.yaml --set DESTINATION=PACS --priority higher
               clara-flow dicom aetitle add PATIENT -p brain-extraction --group-by 0010,0020 --setting late=ignore
+              clara-flow dicom aetitle add RETRIEVE --processor retrieve
     """
     from clara_flow.cli.arguments import parse_arguments
     from clara_flow.deployments.trigger import House

@@ -49,6 +49,27 @@ def payloads_with(engine: sa.Engine, paths: Collection[str]) -> list[tuple[uuid.
     return [(payload_id, members[group_id]) for group_id, payload_id in found]
 
 
+def spooled(engine: sa.Engine, aetitle: str, study: str, series: str = "", instance: str = "") -> dict[str, str]:
+    """What open groups of an AE title (its name) have of a study, or of a series or instance of it: files, relative to
+    the spool, by SOP Instance UID."""
+    query = (
+        sa.select(col(Instance.sop_instance_uid), col(Instance.path))
+        .join(Group, col(Group.id) == col(Instance.group_id))
+        .where(
+            col(Group.aetitle) == aetitle,
+            col(Group.state) == GroupState.OPEN,
+            col(Instance.study_uid) == study,
+            ~col(Instance.superseded),
+        )
+    )
+    if series:
+        query = query.where(col(Instance.series_uid) == series)
+    if instance:
+        query = query.where(col(Instance.sop_instance_uid) == instance)
+    with statements(engine) as connection:
+        return {row.sop_instance_uid: row.path for row in connection.execute(query)}
+
+
 def _is_needed() -> sa.ColumnElement[bool]:
     other = sa.orm.aliased(Instance)
     return (

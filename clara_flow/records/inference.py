@@ -91,6 +91,13 @@ def note_item(engine: sa.Engine, transaction_id: str, item: str) -> None:
             _changed(session, transaction_id, fetched=fetched)
 
 
+def note_progress(engine: sa.Engine, transaction_id: str, message: str) -> None:
+    """How the fetching goes on, for people; nothing once it is over."""
+    with transaction(engine) as session:
+        if _locked(session, transaction_id).state is InferenceState.IN_PROCESS:
+            _changed(session, transaction_id, message=message)
+
+
 def retry_later(
     engine: sa.Engine, transaction_id: str, *, delay_s: float, message: str, counts: bool = True
 ) -> InferenceRequest:

@@ -68,6 +68,11 @@ def check_aetitle(row: AeTitle) -> AeTitle:
     row.processor_settings = {key.strip(): value for key, value in row.processor_settings.items()}
     row.processor = faults.see(_processor, row.processor, row.ae_title, row.processor_settings)
     row.deidentify = faults.see(profile, row.deidentify)
+    faults.unless(
+        not (row.deidentify or row.ignored_sop_classes) or not _is_for_retrieval(row),
+        f"the processor {row.processor!r} gives inference requests what comes as it comes: it has neither "
+        "de-identification nor ignored SOP classes",
+    )
     faults.tell()
     return row
 
@@ -224,3 +229,9 @@ def _processor(name: str, ae_title: str, settings: Mapping[str, str]) -> str:
 
     processors.validated(ae_title, name.strip(), settings)
     return name.strip()
+
+
+def _is_for_retrieval(row: AeTitle) -> bool:
+    from clara_flow.services.dicom.grouping.retrieve import RetrieveProcessor
+
+    return row.processor == RetrieveProcessor.name

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from clara_flow.records import dicom_config, dicom_ingest
+from clara_flow.records import dicom_config
 from clara_flow.records.dicom_models import AeTitle, DestinationKind, SourceNode
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import naming_storage_problems
 from clara_flow.services.dicom.grouping.processors import group_tags
 from clara_flow.services.dicom.heartbeats import Heartbeats
-from clara_flow.services.dicom.journal import JOURNALS, SUFFIX
+from clara_flow.services.dicom.journal_mark import is_read, journal_mark
 from clara_flow.services.dicom.listener_config import (
     AeTitleRule,
     CommitterRule,
@@ -121,25 +121,11 @@ class SnapshotWriter:
             if watched.drain.under_way or clock - watched.since < self.quiet_s:
                 continue
             if watched.journals is None:
-                watched.journals = self._journal_sizes()
-            if self._are_read(watched.journals):
+                watched.journals = journal_mark(self.path.parent)
+            if is_read(self.engine, self.path.parent, watched.journals):
                 done.append(name)
         for name in dicom_config.remove_drained(self.engine, done) if done else ():
             log.info("AE title %s was deleted and is done", name)
-
-    def _journal_sizes(self) -> dict[str, int]:
-        """How far listeners have come in their journals."""
-        sizes = {}
-        for path in (self.path.parent / JOURNALS).glob(f"*{SUFFIX}"):
-            with suppress(FileNotFoundError):  # read, and removed
-                sizes[path.name] = path.stat().st_size
-        return sizes
-
-    def _are_read(self, sizes: dict[str, int]) -> bool:
-        """Whether the tables know what stands in the journals up to there."""
-        offsets = dicom_ingest.offsets(self.engine)
-        folder = self.path.parent / JOURNALS
-        return all(offsets.get(name, 0) >= size or not (folder / name).exists() for name, size in sizes.items())
 
 
 def _rule(row: AeTitle) -> AeTitleRule:

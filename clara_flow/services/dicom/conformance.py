@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from clara_flow.services.dicom import conformance_facts as facts
 from clara_flow.services.dicom import conformance_text as text
-from clara_flow.services.dicom import deidentify, implementation, inference_dimse, synthetic
+from clara_flow.services.dicom import deidentify, implementation, inference_dimse, inference_move, synthetic
 from clara_flow.services.dicom.conformance_facts import Row
 from clara_flow.services.dicom.conformance_web import web
 from clara_flow.services.dicom.export import commitment, dimse, proposals, transcode
@@ -35,6 +35,8 @@ def statement() -> str:
         text.QUERY.format(
             find=inference_dimse.FIND,
             get=inference_dimse.GET,
+            move=inference_move.MOVE,
+            move_s=inference_move.SILENCE_S,
             title=facts.default("dicom_scu_ae_title"),
             find_s=source_query.TIMEOUT_S,
             get_s=inference_dimse.ANSWER_S,
@@ -57,8 +59,8 @@ def _overview(storage_classes: int) -> list[Row]:
         ("Verification", "yes", "yes"),
         (f"Storage: {storage_classes} SOP classes of the standard, private ones (4.2.1.1)", "yes", "yes"),
         ("Storage Commitment Push Model", "option", "yes"),
-        ("Study Root Query/Retrieve: FIND, GET", "option", "no"),
-        ("Study Root Query/Retrieve: MOVE; Modality Worklist; Modality Performed Procedure Step", "no", "no"),
+        ("Study Root Query/Retrieve: FIND, GET, MOVE", "option", "no"),
+        ("Modality Worklist; Modality Performed Procedure Step", "no", "no"),
         ("DICOMweb: STOW-RS", "yes", "yes"),
         ("DICOMweb: QIDO-RS, WADO-RS", "option", "yes"),
     ]

@@ -34,7 +34,7 @@ For those who connect clara-flow to other DICOM nodes. Conformance is no promise
  PACS, archives   ◄──C-ECHO, C-STORE, N-ACTION──  EXPORT-SCU ◄───────────── deliveries ─┘
  modalities, PACS ◄──────N-EVENT-REPORT─────────  EXPORT-SCU  (where they did not wait for it)
  DICOMweb servers ◄──────────STOW-RS────────────  EXPORT-SCU
- PACS, archives   ◄──────C-FIND, C-GET──────────  QUERY-SCU   (for completeness of groups, and inference requests)
+ PACS, archives   ◄──C-FIND, C-GET, C-MOVE──────  QUERY-SCU   (for completeness of groups, and inference requests)
 ```
 
 - **STORAGE-SCP** answers C-ECHO, stores instances, and confirms what it stored (storage commitment). It has as
@@ -154,12 +154,18 @@ QUERY = """#### 4.2.3 QUERY-SCU
 |---|---|---|---|
 | Study Root Query/Retrieve: FIND | {find} | SCU | completeness of groups; inference requests by patient or accession |
 | Study Root Query/Retrieve: GET | {get} | SCU | inference requests of an interface `DIMSE` |
+| Study Root Query/Retrieve: MOVE | {move} | SCU | the same, where C-GET is not taken or brings nothing |
 | storage classes marked C-GET in 4.2.1.1 | | SCP, by role selection | during C-GET |
 
 Keys of C-FIND: Query/Retrieve Level STUDY; Study Instance UID, and Number of Study Related Instances as return key;
-or Patient ID or Accession Number, and Study Instance UID as return key. C-GET is at the levels STUDY, SERIES and
-IMAGE. These associations are made by the library pynetdicom and carry its implementation identification, with the
-calling AE title `{title}`. Answers have {find_s:g} s when groups are counted, {get_s:g} s for inference requests.
+or Patient ID or Accession Number, and Study Instance UID as return key. C-GET and C-MOVE are at the levels STUDY,
+SERIES and IMAGE. The Move Destination is our AE title with the processor `retrieve`:
+STORAGE-SCP receives for it as for any other, whatever Move Originator the C-STORE names. Status 0xB000, failed
+sub-operations, and fewer instances than the final answer counts are failures, which are tried again.
+
+These associations are made by the library pynetdicom and carry its implementation identification, with the calling AE
+title `{title}`. Answers have {find_s:g} s when groups are counted, {get_s:g} s for inference requests;
+a C-MOVE is given up after {move_s:g} s without an answer or an instance.
 """
 
 REST = """### 4.3 Network interfaces

@@ -135,7 +135,9 @@ class InferenceWorker:
 
     def _fetch(self, order: Order, basket: Basket, on_fault: Callable[[str], None]) -> None:
         from clara_flow.services.dicom.inference_dimse import fetch_dimse
+        from clara_flow.services.dicom.inference_move import Landing
 
+        landing = Landing(self.house.engine, Places.of(self.house.settings).spool)
         for number, resource in enumerate(order.resources, 1):
             for inputs in order.inputs:
                 basket.check()
@@ -145,7 +147,7 @@ class InferenceWorker:
                 elif inputs.has_dicom and resource.interface == "dicomweb":
                     fetch_dicomweb(number, resource, inputs, basket, on_fault)
                 elif inputs.has_dicom:
-                    fetch_dimse(self.house.settings, number, resource, inputs, basket, on_fault)
+                    fetch_dimse(self.house.settings, number, resource, inputs, basket, landing, on_fault)
 
     def _make_job(self, row: InferenceRequest, order: Order, files: dict[str, Path]) -> None:
         pipeline = pipeline_of(self.house.engine, order.pipeline)
@@ -177,9 +179,12 @@ class InferenceWorker:
         def note(item: str) -> None:
             inference.note_item(self.house.engine, row.transaction_id, item)
 
+        def tell(message: str) -> None:
+            inference.note_progress(self.house.engine, row.transaction_id, message)
+
         folder = self._folder / str(row.job_id)
         items = row.fetched.get(inference.ITEMS, ())
-        return Basket(folder, items, note, space=self._space, stop=stop)
+        return Basket(folder, items, note, tell, space=self._space, stop=stop)
 
     def _succeed(self, row: InferenceRequest, message: str) -> None:
         inference.complete(self.house.engine, row.transaction_id, InferenceStatus.SUCCESS, message=message)

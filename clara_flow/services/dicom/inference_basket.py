@@ -30,7 +30,8 @@ class NoRoom(ClaraFlowError):
 class Basket:
     """Files below `folder`: `dcm/<SOP Instance UID>.dcm` and `ehr/<type>-<id>.json|xml`.
 
-    items   what was fetched whole already; on_item: is told of each item more.
+    items   what was fetched whole already; on_item: is told of each item more. on_progress: is told how it goes on,
+            for people.
 
     Raises StorageError; Stopped and NoRoom from `check`.
     """
@@ -40,6 +41,7 @@ class Basket:
         folder: Path,
         items: Collection[str],
         on_item: Callable[[str], None],
+        on_progress: Callable[[str], None],
         *,
         space: SpaceCheck,
         stop: threading.Event,
@@ -47,6 +49,7 @@ class Basket:
         self.folder = folder
         self._items = set(items)
         self._on_item = on_item
+        self.tell = on_progress
         self._space = space
         self._stop = stop
         with naming_storage_problems(folder):
@@ -95,6 +98,14 @@ class Basket:
             yield file
             file.flush()
             partial.rename(self.folder / FHIR / name)
+
+    def link(self, uid: str, path: Path) -> bool:
+        """Take a whole DICOM file of the same disk without a copy; False when it is not there any more."""
+        target = self.folder / DICOM / f"{uid}.dcm"
+        with naming_storage_problems(self.folder):
+            with suppress(FileExistsError, FileNotFoundError):
+                target.hardlink_to(path)
+            return target.exists()
 
     def files(self) -> dict[str, Path]:
         """Everything whole, by its name in the payload."""

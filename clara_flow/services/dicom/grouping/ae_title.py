@@ -39,7 +39,8 @@ class AeTitleSettings(ProcessorSettings):
     rules: Mapping[str, Rule] = {}
 
 
-def _timeout(text: str) -> float:
+def read_timeout(text: str) -> float:
+    """Seconds. Raises ValueError that says what is taken."""
     try:
         value = float(text)
     except ValueError:
@@ -78,7 +79,7 @@ def _expect(text: str) -> tuple[str, ...]:
 
 # key -> (field, how its text is read)
 KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "timeout": ("timeout_s", _timeout),
+    "timeout": ("timeout_s", read_timeout),
     "groupBy": ("group_by", parse_tag),
     "priority": ("priority", _priority),
     "jobRetryDelay": ("retry_delay_s", _delay),

@@ -128,8 +128,10 @@ class Installed:
 def installed() -> Installed:
     """All of them: our own, and the plug-ins'. Looked for once in a process."""
     from clara_flow.services.dicom.grouping.ae_title import AeTitleProcessor
+    from clara_flow.services.dicom.grouping.retrieve import RetrieveProcessor
 
-    found: dict[str, Processor] = {AeTitleProcessor.name: AeTitleProcessor()}
+    own: tuple[Processor, ...] = (AeTitleProcessor(), RetrieveProcessor())
+    found = {processor.name: processor for processor in own}
     broken: dict[str, str] = {}
     for point in entry_points(group=ENTRY_POINTS):
         try:

@@ -156,3 +156,24 @@ def test_tags_of_metadata_are_checked_before_anything_begins() -> None:
         wanted_tags(own)
     assert wanted_tags(own.model_copy(update={"dicom_metadata": False})) == ()
     assert wanted_tags(own.model_copy(update={"dicom_metadata_tags": ("0008,0060",)})) == (0x00080060,)
+
+
+def test_the_processor_of_inference_requests_waits_and_makes_no_job() -> None:
+    retrieve = processors.find("retrieve")
+    settings = retrieve.validate("RETRIEVE", {})
+    assert (settings.timeout_s, settings.expect, settings.group_by) == (600.0, (), "0020000D")
+    assert retrieve.validate("RETRIEVE", {"timeout": "30"}).timeout_s == 30.0
+    assert retrieve.plan(settings, GROUP, [instance()]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"timeout": "soon"}, "timeout: takes a number of seconds"),
+        ({"pipeline-a": "x"}, "pipeline-a: there is no such setting; it takes timeout"),
+        ({"timeot": "3"}, "did you mean timeout"),
+    ],
+)
+def test_settings_that_it_does_not_take(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        processors.validated("RETRIEVE", "retrieve", settings)

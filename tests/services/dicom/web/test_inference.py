@@ -6,7 +6,6 @@ import base64
 import os
 import shutil
 import subprocess
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,17 +18,26 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI, Request, Response
 from platform_fixture import free_port
+from services.dicom.web.inference_world import (
+    instance_input,
+    payload_files,
+    request_body,
+    row_of,
+    study_input,
+    wait_for_end,
+    with_pipeline,
+    working,
+)
 from services.dicom.web.studies import Archive, application, encoded, slices
 from services.gateway.serving import client, served
-from tiny.pipelines import scripted, write_definition
 from waiting import eventually
 
-from clara_flow.deployments.trigger import House, compile_definition
-from clara_flow.records import inference, jobs, pipelines
-from clara_flow.records.dicom_models import InferenceRequest, InferenceState, InferenceStatus
+from clara_flow.deployments.trigger import House
+from clara_flow.records import inference, jobs
+from clara_flow.records.dicom_models import InferenceState, InferenceStatus
 from clara_flow.services import problems
 from clara_flow.services.dicom import inference_routes
-from clara_flow.services.dicom.inference import OUTPUTS, InferenceWorker
+from clara_flow.services.dicom.inference import OUTPUTS
 
 SECRET = base64.b64encode(b"user:secret").decode()
 
@@ -43,12 +51,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def here(house: House, tmp_path: Path) -> House:
     """A platform with one pipeline, whose retries do not wait."""
-    settings = house.settings.model_copy(update={"dicom_submit_retry_delay_s": 0.0, "dicom_submit_retries": 2})
-    compiled = compile_definition(settings, write_definition(tmp_path / "tiny.yaml", scripted("a")), {})
-    pipelines.create_pipeline(
-        house.engine, name="tiny", definition=compiled.text, plan=compiled.plan.model_dump(mode="json")
-    )
-    return replace(house, settings=settings)
+    return with_pipeline(house, tmp_path)
 
 
 @pytest.fixture
@@ -97,55 +100,14 @@ def address(peer: Peer) -> Iterator[str]:
         yield url
 
 
-@contextmanager
-def working(house: House) -> Iterator[InferenceWorker]:
-    """A worker, until the end of the block."""
-    stop, worker = threading.Event(), InferenceWorker(house)
-    thread = threading.Thread(target=worker.run, args=(stop,))
-    thread.start()
-    try:
-        yield worker
-    finally:
-        stop.set()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
 def request_of(address: str, *inputs: dict[str, Any], fhir: bool = False, **more: Any) -> dict[str, Any]:
     connection = {"uri": f"{address}/dicom-web", "authType": "Basic", "authID": SECRET}
-    resources = [
-        {"interface": "Algorithm", "connectionDetails": {"name": "Tiny One", "id": "tiny"}},
-        {"interface": "DICOMweb", "connectionDetails": connection},
-    ]
+    resources = [{"interface": "DICOMweb", "connectionDetails": connection}]
     if fhir:
         bearer = {"uri": f"{address}/fhir", "authType": "Bearer", "authID": SECRET}
         resources.append({"interface": "FHIR", "connectionDetails": bearer})
-    return {
-        "transactionID": "t-1",
-        "priority": 200,
-        "inputMetadata": {"inputs": list(inputs)},
-        "inputResources": resources,
-        "outputResources": [{"interface": "DICOMweb", "connectionDetails": connection}],
-        **more,
-    }
-
-
-def study_input(study: list[Any]) -> dict[str, Any]:
-    return {"type": "DICOM_UID", "studies": [{"StudyInstanceUID": study[0].StudyInstanceUID}]}
-
-
-def row_of(house: House, reference: str = "t-1") -> InferenceRequest:
-    return inference.find(house.engine, reference)
-
-
-def wait_for_end(house: House, reference: str = "t-1") -> InferenceRequest:
-    eventually(lambda: row_of(house, reference).state is InferenceState.COMPLETED, within_s=60)
-    return row_of(house, reference)
-
-
-def payload_files(house: House, row: InferenceRequest) -> dict[str, bytes]:
-    folder = house.store.folder(row.payload_id)
-    return {file.name: (folder.input / file.name).read_bytes() for file in folder.input_manifest().files}
+    outputs = [{"interface": "DICOMweb", "connectionDetails": connection}]
+    return request_body(*inputs, resources=resources, outputResources=outputs, **more)
 
 
 def test_a_request_becomes_a_job_with_all_of_its_inputs(
@@ -355,20 +317,7 @@ def test_inputs_come_from_a_dicom_node_by_c_get(here: House, tmp_path: Path, wha
     wanted = {
         "study": study_input(study),
         "patient": {"type": "DICOM_PATIENT_ID", "PatientID": "P1"},
-        "instance": {
-            "type": "DICOM_UID",
-            "studies": [
-                {
-                    "StudyInstanceUID": study[0].StudyInstanceUID,
-                    "series": [
-                        {
-                            "SeriesInstanceUID": study[0].SeriesInstanceUID,
-                            "instances": [{"SOPInstanceUID": [study[1].SOPInstanceUID]}],
-                        }
-                    ],
-                }
-            ],
-        },
+        "instance": instance_input(study[1]),
     }
     with dcmqrscp(tmp_path / "archive", [encoded(one) for one in study]) as port:
         body = request_of("http://nowhere", wanted[what])
