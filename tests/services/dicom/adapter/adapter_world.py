@@ -81,9 +81,8 @@ class AdapterWorld:
     def destination(self, port: int, **keys: Any) -> str:
         """A new destination on this machine. Its name."""
         name = f"D{uuid.uuid4().hex[:10]}".upper()
-        dicom_config.add_destination(
-            self.engine, Destination(name=name, ae_title="PEER", host="127.0.0.1", port=port, **keys)
-        )
+        facts = {"ae_title": "PEER", "host": "127.0.0.1", "port": port} | keys
+        dicom_config.add_destination(self.engine, Destination(name=name, **facts))
         return name
 
     def send(self, aetitle: str, instances: Iterable[Dataset]) -> None:
