@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
 from dicom_peers import MODALITY, produced, study_of
+from orthanc_fixture import Orthanc
 from platform_fixture import free_port
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -125,75 +120,21 @@ def _reference(one: FileDataset) -> Dataset:
     return reference
 
 
-class Orthanc:
-    """A real one that knows us."""
-
-    ae_title = "ORTHANC"
-
-    def __init__(self, folder: Path, adapter: AdapterWorld, *ours: str) -> None:
-        self.port, http_port = free_port(), free_port()
-        known = {"AllowStorageCommitment": True, "Host": "127.0.0.1", "Port": adapter.port}
-        config = {
-            "StorageDirectory": str(folder / "storage"),
-            "IndexDirectory": str(folder / "storage"),
-            "DicomAet": self.ae_title,
-            "DicomPort": self.port,
-            "DicomModalities": {title: {**known, "AET": title} for title in ours},
-            "HttpPort": http_port,
-            "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
-            "Plugins": [],
-        }
-        folder.mkdir(parents=True)
-        (folder / "orthanc.json").write_text(json.dumps(config), encoding="utf-8")
-        self.rest = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", trust_env=False, timeout=30)
-        program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
-        assert program is not None
-        self._process = subprocess.Popen(
-            [program, str(folder / "orthanc.json")],
-            env={**os.environ, "TCP_NODELAY": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        eventually(self._is_up, within_s=60)
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self.rest.close()
-
-    def _is_up(self) -> bool:
-        try:
-            return self.rest.get("/system").is_success
-        except httpx.HTTPError:
-            return False
+def test_orthanc_commits_itself(adapter: AdapterWorld, orthanc: Orthanc) -> None:
+    orthanc.knows_node("clara", "ClaraSCU", adapter.port, AllowStorageCommitment=True)
+    destination = committing(adapter, orthanc.port, ae_title=orthanc.ae_title)
+    aetitle, study = adapter.aetitle(adapter.pipeline(answering(), registering("answer", destination))), study_of(3)
+    adapter.send(aetitle, study)
+    adapter.completed(aetitle, 1)
+    eventually(lambda: is_committed(adapter, destination), within_s=SETTLED_S)
+    dicom_config.delete_destination(adapter.engine, destination)
+    found = {one["MainDicomTags"]["SOPInstanceUID"] for one in orthanc.web.get("/instances?expand").json()}
+    assert found == {produced(str(one.SOPInstanceUID)) for one in study}
 
 
-@pytest.fixture
-def orthanc_folder(tmp_path: Path) -> Path:
-    if shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin") is None:
-        pytest.skip("Orthanc is not installed")
-    return tmp_path / "orthanc"
-
-
-def test_orthanc_commits_itself(adapter: AdapterWorld, orthanc_folder: Path) -> None:
-    orthanc = Orthanc(orthanc_folder, adapter, "ClaraSCU")
-    try:
-        destination = committing(adapter, orthanc.port, ae_title=orthanc.ae_title)
-        aetitle, study = adapter.aetitle(adapter.pipeline(answering(), registering("answer", destination))), study_of(3)
-        adapter.send(aetitle, study)
-        adapter.completed(aetitle, 1)
-        eventually(lambda: is_committed(adapter, destination), within_s=SETTLED_S)
-        found = {one["MainDicomTags"]["SOPInstanceUID"] for one in orthanc.rest.get("/instances?expand").json()}
-        assert found == {produced(str(one.SOPInstanceUID)) for one in study}
-        dicom_config.delete_destination(adapter.engine, destination)  # the next Orthanc is another one
-    finally:
-        orthanc.end()
-
-
-def test_orthanc_asks_and_is_told(adapter: AdapterWorld, orthanc_folder: Path, tmp_path: Path) -> None:
+def test_orthanc_asks_and_is_told(adapter: AdapterWorld, orthanc: Orthanc, tmp_path: Path) -> None:
     aetitle, study = adapter.aetitle(), study_of(2)
-    orthanc = Orthanc(orthanc_folder, adapter, aetitle)
+    orthanc.knows_node("clara", aetitle, adapter.port, AllowStorageCommitment=True)
     row = Destination(name="ORTHANC-ASKS", ae_title=orthanc.ae_title, host="127.0.0.1", port=orthanc.port)
     dicom_config.add_source(adapter.engine, SourceNode(ae_title=orthanc.ae_title, host="127.0.0.1"))
     dicom_config.add_destination(adapter.engine, row)
@@ -202,13 +143,12 @@ def test_orthanc_asks_and_is_told(adapter: AdapterWorld, orthanc_folder: Path, t
         stored = []
         for one in study:
             one.save_as(tmp_path / "one.dcm", enforce_file_format=True)
-            stored.append(orthanc.rest.post("/instances", content=(tmp_path / "one.dcm").read_bytes()).json()["ID"])
-        body = {"Resources": stored, "StorageCommitment": True, "Synchronous": True, "CalledAet": aetitle}
-        job = orthanc.rest.post(f"/modalities/{aetitle}/store", json=body).raise_for_status().json()
-        transaction = job["StorageCommitmentTransactionUID"]
+            stored.append(orthanc.upload(tmp_path / "one.dcm"))
+        question = {"Resources": stored, "StorageCommitment": True, "Synchronous": True}
+        transaction = orthanc.ask("/modalities/clara/store", question)["StorageCommitmentTransactionUID"]
 
         def report() -> dict[str, Any]:
-            found: dict[str, Any] = orthanc.rest.get(f"/storage-commitment/{transaction}").raise_for_status().json()
+            found: dict[str, Any] = orthanc.web.get(f"/storage-commitment/{transaction}").raise_for_status().json()
             return found
 
         eventually(lambda: report()["Status"] != "Pending", within_s=SETTLED_S)
@@ -219,4 +159,3 @@ def test_orthanc_asks_and_is_told(adapter: AdapterWorld, orthanc_folder: Path, t
     finally:
         dicom_config.delete_destination(adapter.engine, row.name)
         dicom_config.delete_source(adapter.engine, orthanc.ae_title)
-        orthanc.end()
