@@ -21,10 +21,11 @@ def log_to_stderr() -> None:
     formatter = logging.Formatter(FORMAT, "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
-    ours = logging.getLogger("clara_flow")
-    ours.handlers = [handler]
-    ours.propagate = False
-    ours.setLevel(logging.INFO)
+    for name in ("clara_flow", "__main__"):  # the second: the program itself
+        ours = logging.getLogger(name)
+        ours.handlers = [handler]
+        ours.propagate = False
+        ours.setLevel(logging.INFO)
     for name in TALKATIVE:
         library = logging.getLogger(name)
         library.handlers, library.propagate = [logging.NullHandler()], False

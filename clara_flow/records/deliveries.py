@@ -24,6 +24,7 @@ from clara_flow.records.delivery_queries import (
     Queue,
     find_delivery,
     get_delivery,
+    is_due,
     list_deliveries,
     list_items,
     queues,
@@ -101,7 +102,7 @@ def take(
         query = select(Delivery).where(
             col(Delivery.state) == DeliveryState.PENDING,
             sa.func.lower(Delivery.agent) == sa.func.lower(agent),
-            sa.or_(col(Delivery.not_before).is_(None), col(Delivery.not_before) <= now),
+            is_due(now),
         )
         if destination is not None:
             query = query.where(sa.func.lower(Delivery.destination) == sa.func.lower(destination))
@@ -118,7 +119,8 @@ def renew(engine: sa.Engine, delivery_id: uuid.UUID, lease: uuid.UUID, lease_s: 
         row = steps.locked(session, delivery_id)
         if not steps.holds(row, lease):
             raise steps.stale(row)
-        row.lease_expires = steps.clock(session) + timedelta(seconds=lease_s)
+        row.updated = steps.clock(session)
+        row.lease_expires = row.updated + timedelta(seconds=lease_s)
 
 
 def expire(engine: sa.Engine, is_alive: Callable[[Owner], bool] = Owner.is_alive) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import col, select
@@ -31,6 +32,12 @@ class Queue:
     due: int
     in_progress: int
     oldest: datetime | None
+
+
+def is_due(now: Any) -> sa.ColumnElement[bool]:
+    """Whether a pending one may be handed out: its wait is over, or the clock was set back after it had begun."""
+    not_before = col(Delivery.not_before)
+    return sa.or_(not_before.is_(None), not_before <= now, col(Delivery.updated) > now)
 
 
 def find_delivery(engine: sa.Engine, delivery_id: uuid.UUID) -> Delivery:
@@ -103,7 +110,7 @@ def list_items(engine: sa.Engine, delivery: Delivery) -> list[DeliveryItem]:
 def queues(engine: sa.Engine) -> list[Queue]:
     """The queues with something in them, by agent and destination."""
     pending = col(Delivery.state) == DeliveryState.PENDING
-    due = sa.or_(col(Delivery.not_before).is_(None), col(Delivery.not_before) <= sa.func.clock_timestamp())
+    due = is_due(sa.func.clock_timestamp())
     query = (
         sa.select(
             col(Delivery.agent),

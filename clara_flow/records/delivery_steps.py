@@ -94,7 +94,15 @@ def stale(row: Delivery) -> StaleOwner:
 
 
 def expire(session: Session, now: datetime) -> list[Delivery]:
-    """Put back every task whose agent said nothing for the time of its lease."""
+    """Put back every task whose agent said nothing for the time of its lease.
+
+    A clock that was set back lengthens no lease: what is left of those that are older is counted from now on.
+    """
+    for row in _in_progress(session, col(Delivery.updated) > now):
+        if row.lease_expires is not None:
+            row.lease_expires -= row.updated - now
+        row.updated = now
+    session.flush()
     silent = _in_progress(session, col(Delivery.lease_expires) < now)
     _put_back(session, silent, now, "its agent said nothing for the time of its lease")
     return silent

@@ -208,9 +208,18 @@ def _note(engine: sa.Engine, group_id: uuid.UUID, label: str, **values: object) 
         session.execute(sa.update(Submission).where(row).values(**values))
 
 
-def due(engine: sa.Engine) -> tuple[list[tuple[uuid.UUID, str, datetime]], float | None]:
-    """Complete groups whose jobs may be made now, the oldest first: (id, name of the AE title, since when it is
-    complete); and in how many seconds the next one may."""
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A complete group that waits for its jobs. wait_s: until its next try by the database's clock, 0 for at once."""
+
+    group_id: uuid.UUID
+    aetitle: str
+    completed: datetime
+    wait_s: float
+
+
+def turns(engine: sa.Engine) -> list[Turn]:
+    """Of all complete groups, the oldest first."""
     query = (
         sa.select(
             col(Group.id),
@@ -223,6 +232,4 @@ def due(engine: sa.Engine) -> tuple[list[tuple[uuid.UUID, str, datetime]], float
     )
     with reading(engine) as session:
         rows = session.execute(query).all()
-    now = [(group_id, aetitle, since) for group_id, aetitle, since, wait in rows if wait is None or wait <= 0]
-    waits = [float(wait) for *_, wait in rows if wait is not None and wait > 0]
-    return now, min(waits, default=None)
+    return [Turn(group_id, aetitle, since, max(0.0, float(wait or 0))) for group_id, aetitle, since, wait in rows]

@@ -119,13 +119,19 @@ class Intake:
         return association.aetitle, line.key(self._rule(association).group_tag)
 
     def _load_groups(self, lines: Sequence[Stored]) -> None:
-        """Lock the newest group of each key, those that were discarded aside, and learn what is in the open ones."""
+        """Lock the newest group of each key, those that were discarded aside, and learn what is in the open ones.
+
+        One that another amends is not the newest, whatever a clock that was set back between them says.
+        """
         keys = {self._key(line) for line in lines}
         if not keys:
             return
+        later = sa.orm.aliased(Group)
+        amended = sa.exists().where(col(later.amends) == col(Group.id), col(later.state) != GroupState.DISCARDED)
         newest = (
             sa.select(col(Group.id))
             .where(col(Group.key_digest).in_({key for _, key in keys}), col(Group.state) != GroupState.DISCARDED)
+            .where(~amended)
             .ext(distinct_on(col(Group.aetitle), col(Group.key_digest)))
             .order_by(
                 col(Group.aetitle),

@@ -239,7 +239,7 @@ class Group(Record, table=True):
     size_bytes: int = Field(default=0, sa_type=sa.BigInteger, sa_column_kwargs={"server_default": "0"})
     expected: int | None = None
     rule: str = text()
-    amends: uuid.UUID | None = Field(default=None, foreign_key="dicom_groups.id", ondelete="SET NULL")
+    amends: uuid.UUID | None = Field(default=None, foreign_key="dicom_groups.id", ondelete="SET NULL", index=True)
     attempts: int = counted()
     not_before: datetime | None = moment()
     message: str = text()

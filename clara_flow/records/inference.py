@@ -15,6 +15,7 @@ from sqlmodel import Session, col, select
 
 from clara_flow.errors import Conflict, NotFound
 from clara_flow.records.database import reading, transaction
+from clara_flow.records.delivery_steps import clock
 from clara_flow.records.dicom_models import InferenceRequest, InferenceState, InferenceStatus
 
 CHANNEL = "clara_flow_inference"
@@ -61,12 +62,13 @@ def due(engine: sa.Engine, *, limit: int = 100, but: Collection[str] = ()) -> li
 
     but     transaction ids that the caller has in hand itself.
     """
-    not_before = col(InferenceRequest.not_before)
+    not_before, now = col(InferenceRequest.not_before), sa.func.clock_timestamp()
     query = (
         select(InferenceRequest)
         .where(
             col(InferenceRequest.state) != InferenceState.COMPLETED,
-            sa.or_(not_before.is_(None), not_before <= sa.func.now()),
+            # The last: the clock was set back after its wait had begun.
+            sa.or_(not_before.is_(None), not_before <= now, col(InferenceRequest.updated) > now),
             col(InferenceRequest.transaction_id).not_in(list(but)),
         )
         .order_by(col(InferenceRequest.created))
@@ -104,7 +106,7 @@ def retry_later(
     """There will be another attempt. counts: this one failed, and was one of those that there may be."""
     with transaction(engine) as session:
         row = _locked(session, transaction_id)
-        not_before = datetime.now(UTC) + timedelta(seconds=delay_s)
+        not_before = clock(session) + timedelta(seconds=delay_s)
         facts = {"attempts": row.attempts + counts, "not_before": not_before, "message": message}
         return _changed(session, transaction_id, state=InferenceState.QUEUED, **facts)
 
@@ -140,7 +142,7 @@ def _changed(session: Session, transaction_id: str, **values: Any) -> InferenceR
     row = session.get_one(InferenceRequest, transaction_id, with_for_update=True)
     for name, value in values.items():
         setattr(row, name, value)
-    row.updated = datetime.now(UTC)
+    row.updated = clock(session)
     session.add(row)
     session.flush()
     return row

@@ -235,14 +235,13 @@ def test_a_complete_group_and_its_jobs_are_noted_together(engine: sa.Engine, tel
     work = groups.work_of(engine, group.id)
     assert [(row.label, row.job_id) for row in work.submissions] == [(name, job_id_of(group.id, name)) for name in "ab"]
     assert groups.complete(engine, group.id, [], instances=1, rule="") is None
-    (due,), wait_s = groups.due(engine)
-    assert (due[:2], wait_s) == ((group.id, "BRAIN"), None)
+    (turn,) = groups.turns(engine)
+    assert (turn.group_id, turn.aetitle, turn.wait_s) == (group.id, "BRAIN", 0)
     groups.note_submitted(engine, group.id, "a")
     groups.note_problem(engine, group.id, "b", "no such pipeline\x00")
     groups.fail(engine, group.id, "b: no", retries=1, delay_s=60)
-    none, wait_s = groups.due(engine)
-    assert none == []
-    assert wait_s == pytest.approx(60, abs=5)
+    (turn,) = groups.turns(engine)
+    assert turn.wait_s == pytest.approx(60, abs=5)
     assert groups.fail(engine, group.id, "b: no", retries=1, delay_s=60).state is GroupState.FAILED
     assert queries.counts(engine).failed == 1
 

@@ -264,7 +264,8 @@ class DicomSoak(Soak):
     def begin(self) -> None:
         """Configure everything, then let the modalities send."""
         self.pacs = self.stack.enter_context(peers.scp(self._keep, classes=[CTImageStorage]))
-        operators = answering(retries=2), registering("answer", DESTINATION) | {"retries": 2}  # they are killed, too
+        again = {"retries": 3, "retry-on": ["lost", "preempted", "failed"]}  # they are killed, too
+        operators = answering(**again), registering("answer", DESTINATION) | again
         definition = write_definition(self.folder / "soak.yaml", *operators)
         dicom_config.add_source(self.engine, SourceNode(ae_title="MODALITY", host="127.0.0.1"))
         dicom_config.add_destination(

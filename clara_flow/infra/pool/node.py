@@ -169,7 +169,7 @@ class PoolNode:
 
     def _hand_out(self) -> None:
         """Give every job that was admitted to this node to a runner."""
-        admitted, outage = True, Outage(log, "the node's jobs")
+        admitted, outage = True, Outage(log, "the handing out of jobs")
         while not self._stopping.is_set():
             try:
                 if admitted:

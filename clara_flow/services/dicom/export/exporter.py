@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
+from functools import cached_property
 
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
@@ -17,6 +18,7 @@ from clara_flow.records.commitment_reports import Owed
 from clara_flow.records.deliveries import Queue
 from clara_flow.records.dicom_models import Destination
 from clara_flow.records.doorbell import Doorbell
+from clara_flow.records.durable import naming_storage_problems
 from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
@@ -46,7 +48,7 @@ class Exporter:
 
     def __init__(self, house: House, deidentify: Deidentify | None = None, *, lease_s: float = LEASE_S) -> None:
         settings = house.settings
-        self.house, self._deidentify = house, deidentify or Deidentifier.of(key_file(settings)).deidentify
+        self.house, self._given = house, deidentify
         self.agents = tuple(dict.fromkeys([settings.dicom_scu_ae_title, settings.dicom_stow_agent]))
         self._desk = Desk(settings, house.engine, house.store)
         self._slots = Slots(settings.dicom_scu_maximum_associations)
@@ -141,7 +143,15 @@ class Exporter:
                     path.unlink()
 
     def _sender(self, destination: Destination) -> Sender:
-        return sender_for(destination, self.house.settings, self._deidentify)
+        return sender_for(destination, self.house.settings, self._deidentify if destination.deidentify else None)
+
+    @cached_property
+    def _deidentify(self) -> Deidentify:
+        """Made when it is needed: its key may have to be written, and the disk may be full."""
+        if self._given is not None:
+            return self._given
+        with naming_storage_problems(self.house.settings.data_dir):
+            return Deidentifier.of(key_file(self.house.settings)).deidentify
 
     def _offer(self, queue: Queue) -> None:
         if not queue.due:

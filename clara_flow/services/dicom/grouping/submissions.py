@@ -15,7 +15,7 @@ from clara_flow.errors import ClaraFlowError
 from clara_flow.records import dicom_groups as records
 from clara_flow.records.state_machine import JobPriority
 from clara_flow.services.dicom.grouping.processors import Configured
-from clara_flow.services.dicom.grouping.submit import Submitter
+from clara_flow.services.dicom.grouping.submit import POSTPONED_S, Submitter
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +61,25 @@ class Submissions:
         return bool(broken)
 
     def _begin_due(self, now: float) -> None:
-        due, wait_s = records.due(self.house.engine)
-        self._look_at = now + min(LOOK_S, wait_s if wait_s is not None else LOOK_S)
-        turn = sorted(due, key=lambda one: (-self._urgency(one[1]), one[2]))
+        turns = records.turns(self.house.engine)
+        due = [one for one in turns if not 0 < one.wait_s <= self._longest_wait_s(one.aetitle)]
+        self._look_at = now + min([LOOK_S, *(one.wait_s for one in turns if one not in due)])
         busy = Counter(aetitle for aetitle, _ in self._under_way.values())
-        for group_id, aetitle, _ in turn:
+        for one in sorted(due, key=lambda one: (-self._urgency(one.aetitle), one.completed)):
             if len(self._under_way) >= AT_ONCE:
                 break
-            if group_id in self._under_way or self._not_before.get(group_id, 0.0) > now:
+            if one.group_id in self._under_way or self._not_before.get(one.group_id, 0.0) > now:
                 continue
-            if busy[aetitle] < max(1, AT_ONCE - LEFT_FOR_OTHERS):
-                busy[aetitle] += 1
-                future = self._pool.submit(self.submitter.submit, group_id, self._configured_for(aetitle))
-                self._under_way[group_id] = aetitle, future
+            if busy[one.aetitle] < max(1, AT_ONCE - LEFT_FOR_OTHERS):
+                busy[one.aetitle] += 1
+                future = self._pool.submit(self.submitter.submit, one.group_id, self._configured_for(one.aetitle))
+                self._under_way[one.group_id] = one.aetitle, future
+
+    def _longest_wait_s(self, aetitle: str) -> float:
+        """No group waits for longer: where one seems to, the database's clock was set back."""
+        configured = self._configured_for(aetitle)
+        own_s = configured.settings.retry_delay_s if configured is not None else None
+        return max(POSTPONED_S, self.house.settings.dicom_submit_retry_delay_s if own_s is None else own_s)
 
     def _ended(self, group_id: UUID, future: Future[None], now: float) -> bool:
         """Whether it ran to its end."""

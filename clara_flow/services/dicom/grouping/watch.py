@@ -1,7 +1,8 @@
 """The clocks of open groups: when each is to be looked at. They are monotonic: setting the time does nothing to them.
 
 The tables keep when a group is due by the database's clock; that is asked once, when a process begins, and trusted no
-further than the group's timeout.
+further than the group's timeout, nor below COME_BACK_S: senders that were cut off need a moment to come back, and a
+clock that was set forward meanwhile must not submit half a study.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
+
+COME_BACK_S = 5.0
 
 Clock = Callable[[], float]
 
@@ -40,7 +43,7 @@ class Watch:
 
     def resume(self, group_id: UUID, timeout_s: float, left_s: float) -> None:
         """A group of an earlier process that is due in `left_s` by a clock that may have been set meanwhile."""
-        left_s = min(max(0.0, left_s), timeout_s)
+        left_s = min(max(COME_BACK_S, left_s), timeout_s)
         now = self._clock()
         self._groups[group_id] = _Watched(now + left_s - timeout_s, now + left_s)
 

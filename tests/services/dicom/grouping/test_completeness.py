@@ -19,7 +19,7 @@ from clara_flow.services.dicom.grouping.completeness import (
     from_history,
     verdict,
 )
-from clara_flow.services.dicom.grouping.watch import Watch
+from clara_flow.services.dicom.grouping.watch import COME_BACK_S, Watch
 
 TEN = Expected(10, "somebody")
 
@@ -133,10 +133,17 @@ def test_clocks_that_are_set_change_nothing() -> None:
     assert watch.due() == set()
     now += 5
     assert (watch.due(), watch.idle_s(group)) == ({group}, 5)
-    for left_s, waits_s in ((3, 3), (-3600, 0), (3600, 5)):  # the last two: somebody set the database's clock meanwhile
-        watch.resume(group, 5, left_s)
+    # Of an earlier process; the last two of each: somebody set the database's clock meanwhile.
+    for timeout_s, left_s, waits_s in (
+        (60, 30, 30),
+        (60, -3600, COME_BACK_S),
+        (60, 3600, 60),
+        (1, -3600, 1),
+        (0, 9, 0),
+    ):
+        watch.resume(group, timeout_s, left_s)
         assert (group in watch.due()) == (waits_s == 0)
-        assert watch.idle_s(group) == 5 - waits_s
+        assert watch.idle_s(group) == timeout_s - waits_s
     watch.look_in(group, None)
     now += 10_000
     assert watch.due() == set()

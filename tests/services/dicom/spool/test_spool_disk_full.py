@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from services.dicom.spool.spooled import WHO, everything, facts, files, stored
+from small_disk import MIB, fill, small_disk
 from waiting import eventually
 
 from clara_flow.errors import StorageError
@@ -17,29 +17,14 @@ from clara_flow.services.dicom.journal_entries import Closed
 from clara_flow.services.dicom.space import SpaceCheck
 from clara_flow.services.dicom.spool import Spool
 
-MIB = 2**20
 INSTANCE = os.urandom(300_000)
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Iterator[Spool]:
     """On a disk of 8 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("only root may mount a small disk, and not everywhere")
-    yield Spool(folder)
-    subprocess.run(["/bin/umount", str(folder)], check=True)
-
-
-def fill(folder: Path, *, leave: int = 0) -> Path:
-    """Take all room but `leave` bytes."""
-    disk = os.statvfs(folder)
-    ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - leave)
-    return ballast
+    with small_disk(tmp_path / "small") as folder:
+        yield Spool(folder)
 
 
 def test_every_instance_is_taken_whole_or_refused_whole(spool: Spool) -> None:
