@@ -113,6 +113,7 @@ def _pip(extra: str) -> str:
 
 def check_machine(settings: Settings) -> Findings:
     """Cores, memory and GPUs, and whether every bundled operator fits."""
+    from clara_flow.infra.gpu.model import Health
     from clara_flow.infra.gpu.node import read_node, to_ledger_node
     from clara_flow.infra.images.catalog import bundled
     from clara_flow.infra.ledger.ledger import missing_for
@@ -135,6 +136,13 @@ def check_machine(settings: Settings) -> Findings:
         yield Finding("cores and memory", Level.OK, f"{text}; every bundled operator fits")
     gpus = [f"{gpu.name} ({gpu.memory_mib} MiB)" for gpu in machine.gpus]
     yield Finding("gpu", Level.OK, ", ".join(gpus) or "none; operators that ask for no GPU run")
+    for gpu in machine.gpus:
+        if gpu.health is Health.FAILED:
+            remedy = "It gets no work until it is well; `clara-flow gpu status` shows all of them."
+            yield Finding("gpu", Level.PROBLEM, f"{gpu.uuid} is {gpu.health}: {gpu.reason}", remedy)
+        elif gpu.health is not Health.OK:
+            remedy = "It gets work, and may be slow; `clara-flow gpu status` shows all of them."
+            yield Finding("gpu", Level.NOTE, f"{gpu.uuid} is {gpu.health}: {gpu.reason}", remedy)
 
 
 def check_data_folder(settings: Settings) -> Findings:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from nvml_fixture import FakeNvml, fake_nvml, fake_nvml_here, nvml_library  # noqa: F401
 from platform_fixture import clara_flow, free_port
 
 from clara_flow.services import doctor
@@ -45,6 +46,16 @@ def test_every_finding_that_is_not_fine_says_what_mends_it(settings: Settings) -
     for finding in examine(settings):
         assert finding.text
         assert finding.level is Level.OK or finding.remedy or finding.check == "model"
+
+
+def test_a_gpu_that_is_not_well_is_told(settings: Settings, fake_nvml_here: FakeNvml) -> None:  # noqa: F811
+    fake_nvml_here.add_gpu()
+    failed, slow = fake_nvml_here.add_gpu(rows="1 0"), fake_nvml_here.add_gpu(clocks="0x40")
+    there_are, *unwell = of_check("cores and memory", settings)[1:]
+    assert (there_are.level, there_are.text.count("Tesla T4")) == (Level.OK, 3)
+    assert [(finding.check, finding.level) for finding in unwell] == [("gpu", Level.PROBLEM), ("gpu", Level.NOTE)]
+    assert unwell[0].text.startswith(f"{failed} is failed: ")
+    assert unwell[1].text.startswith(f"{slow} is degraded: slowed down")
 
 
 def test_without_docker_the_docker_runtime_is_a_problem(settings: Settings) -> None:
