@@ -200,7 +200,7 @@ class Settings(BaseSettings):
         7_776_000,
         ge=0,
         description="How long records of received studies, deliveries and inference requests are kept once they are "
-        "over and their files are gone; 0: for ever.",
+        "over and their files are gone, and procedure steps after a modality's last word; 0: for ever.",
     )
 
     runtime: Runtime = Field("process", description="How operators are launched by default.")

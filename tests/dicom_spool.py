@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from clara_flow.services.dicom.journal_entries import Closed, Entry, Opened, Stored, to_line
+from clara_flow.services.dicom.journal_entries import Closed, Entry, Opened, Stepped, Stored, to_line
 
 
 class HandMade:
@@ -64,6 +64,9 @@ class HandMade:
 
     def close(self, association: uuid.UUID, how: str = "released") -> None:
         self.write(Closed(association=association, at=datetime.now(UTC), how=how))  # type: ignore[arg-type]
+
+    def step(self, association: uuid.UUID, path: str) -> None:
+        self.write(Stepped(association=association, at=datetime.now(UTC), path=path))
 
     def write(self, entry: Entry) -> None:
         os.write(self._descriptor, to_line(entry))

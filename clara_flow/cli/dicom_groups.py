@@ -12,6 +12,7 @@ from clara_flow.cli.tables import print_table
 
 if TYPE_CHECKING:
     from clara_flow.records.dicom_models import Delivery, Group
+    from clara_flow.records.dicom_steps import StepFacts
     from clara_flow.services.dicom.grouping.explain import Choice, Explanation, MadeJob
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -157,7 +158,8 @@ def _explained(one: Explanation) -> dict[str, Any]:
         facts["expected"] = one.expected.instances
     choices = [{"label": c.label, "pipeline": c.pipeline, "rule": c.rule, "chosen": c.chosen} for c in one.choices]
     made = [_job_facts(job) for job in one.jobs]
-    return {**facts, "why": one.why, "pipelines": choices, "jobs": made, "problem": one.problem}
+    steps = [{"status": s.status, "named": s.named, "received": s.here, "missing": s.missing} for s in one.steps]
+    return {**facts, "why": one.why, "steps": steps, "pipelines": choices, "jobs": made, "problem": one.problem}
 
 
 def _job_facts(job: MadeJob) -> dict[str, Any]:
@@ -186,6 +188,7 @@ def _told(one: Explanation) -> str:
         facts.append(("expected", f"{expected}" + (f" ({one.expected.source})" if one.expected else "")))
     if row.amends:
         facts.append(("amends", f"group {row.amends}"))
+    facts += [("MPPS", _step(step)) for step in one.steps]
     facts += [("pipeline", _choice(choice)) for choice in one.choices]
     for job in one.jobs:
         facts.append(("job", f"{job.job_id} of {job.label} {job.fate}{f': {job.message}' if job.message else ''}"))
@@ -195,6 +198,12 @@ def _told(one: Explanation) -> str:
     if one.problem:
         facts.append(("problem", one.problem))
     return "\n".join([f"group {row.id}: {state}", *(f"  {heading:<10}  {text}" for heading, text in facts)])
+
+
+def _step(step: StepFacts) -> str:
+    """What the modality said of its procedure step, and what came of that."""
+    missing = f", {step.missing} did not come" if step.missing else ""
+    return f"a step is {step.status.lower()}: it made {step.named} instances, {step.here} are here{missing}"
 
 
 def _choice(choice: Choice) -> str:

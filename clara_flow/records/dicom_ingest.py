@@ -26,6 +26,7 @@ from clara_flow.records.dicom_lines import (
     Late,
     Line,
     Opened,
+    Stepped,
     Stored,
 )
 from clara_flow.records.dicom_models import SpoolJournal
@@ -39,6 +40,7 @@ __all__ = [
     "Late",
     "Line",
     "Opened",
+    "Stepped",
     "Stored",
     "forget_journal",
     "ingest",
@@ -51,10 +53,12 @@ __all__ = [
 class Ingested:
     """touched: groups that took an instance, with the names of their AE titles.
     settled: open groups that an association of theirs ended for.
+    spoken_of: open groups of whose study a modality said something.
     """
 
     touched: Mapping[uuid.UUID, str] = field(default_factory=dict)
     settled: frozenset[uuid.UUID] = frozenset()
+    spoken_of: frozenset[uuid.UUID] = frozenset()
 
 
 def offsets(engine: sa.Engine) -> dict[str, int]:
@@ -84,7 +88,7 @@ def ingest(
         intake = Intake(session, journal, rules, clock(session))
         intake.take(lines)
         session.execute(_moved(journal, new_offset))
-        return Ingested(intake.touched, frozenset(intake.settled))
+        return Ingested(intake.touched, frozenset(intake.settled), frozenset(intake.spoken_of))
 
 
 def lose_journal(engine: sa.Engine, journal: str, *, offset: int) -> Ingested:

@@ -22,11 +22,13 @@ from clara_flow.records.dicom_lines import (
     Late,
     Line,
     Opened,
+    Stepped,
     Stored,
     fitted,
     fitted_values,
 )
 from clara_flow.records.dicom_models import Association, Group, GroupState, Instance
+from clara_flow.records.dicom_steps import keep
 from clara_flow.records.group_states import GroupEffect, GroupEvent, Standing, advance
 
 Key = tuple[str, str]  # name of the AE title, digest of what it groups by
@@ -50,11 +52,13 @@ class Intake:
 
     touched     groups that took an instance, with the names of their AE titles.
     settled     open groups that an association of theirs ended for.
+    spoken_of   open groups of whose study a modality said something.
     """
 
     def __init__(self, session: Session, journal: str, rules: Mapping[str, GroupingRule], now: datetime) -> None:
         self.touched: dict[uuid.UUID, str] = {}
         self.settled: set[uuid.UUID] = set()
+        self.spoken_of: set[uuid.UUID] = set()
         self._session, self._journal, self._rules, self._now = session, journal, rules, now
         self._associations: dict[uuid.UUID, Association] = {}
         self._groups: dict[Key, Group] = {}
@@ -64,6 +68,7 @@ class Intake:
         self._superseded: list[int] = []
         self._ended: dict[uuid.UUID, str] = {}
         self._uids: set[str] = set()
+        self._studies: set[str] = set()  # that steps were told of
 
     def take(self, lines: Sequence[Line]) -> None:
         """All of them, in their order."""
@@ -75,6 +80,8 @@ class Intake:
         for line in lines:
             if isinstance(line, Stored):
                 self._store(line)
+            elif isinstance(line, Stepped):
+                self._studies |= keep(self._session, line)
             elif isinstance(line, Closed):
                 self._end(self._association(line), line.how, line.at)
             elif isinstance(line, CommitmentAsked):
@@ -287,6 +294,11 @@ class Intake:
             self._session.execute(sa.insert(Instance), self._rows)
         if self._ended:
             self._settle()
+        if self._studies:
+            spoken_of = sa.select(col(Group.id)).where(
+                col(Group.state) == GroupState.OPEN, col(Group.study_uid).in_(self._studies)
+            )
+            self.spoken_of.update(self._session.execute(spoken_of).scalars())
 
     def _settle(self) -> None:
         """What the end of associations means for groups, and for reports that their peers are owed."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from clara_flow.records.dicom_models import StepStatus
 from clara_flow.records.transitions import storable
 
 STUDY_TAG = "0020000D"
@@ -112,7 +113,40 @@ class CommitmentTold:
     report: uuid.UUID
 
 
-Line = Opened | Stored | Closed | CommitmentAsked | CommitmentTold
+@dataclass(frozen=True, slots=True)
+class PerformedSeries:
+    """Instances of one SOP class that a step has made in a series: UIDs."""
+
+    series: str
+    sop_class: str
+    instances: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is known of a performed procedure step after its modality's last word.
+
+    version     counts the words, from 1 on.
+    studies     that it is for, by their UIDs.
+    """
+
+    uid: str
+    version: int
+    status: StepStatus
+    studies: tuple[str, ...]
+    series: tuple[PerformedSeries, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A modality said something of a performed procedure step."""
+
+    association: uuid.UUID
+    at: datetime
+    step: Step
+
+
+Line = Opened | Stored | Stepped | Closed | CommitmentAsked | CommitmentTold
 
 
 def digest(value: str) -> str:

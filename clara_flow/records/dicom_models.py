@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlmodel import Field
 
 from clara_flow.records.models import Record, counted, flag, moment, words
@@ -31,6 +31,14 @@ class GroupState(StrEnum):
     SUBMITTED = "SUBMITTED"
     FAILED = "FAILED"
     DISCARDED = "DISCARDED"
+
+
+class StepStatus(StrEnum):
+    """Performed Procedure Step Status (0040,0252); the last two are final."""
+
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    DISCONTINUED = "DISCONTINUED"
 
 
 class DeliveryState(StrEnum):
@@ -276,6 +284,25 @@ class Instance(Record, table=True):
     arrived: datetime = moment(nullable=False)
     superseded: bool = flag()
     attributes: dict[str, str] = mapping()
+
+
+class ProcedureStep(Record, table=True):
+    """What a modality says of a performed procedure step (MPPS): its last word, and no patient's.
+
+    version     counts its words; an older one changes nothing.
+    studies     Study Instance UIDs that the step is for.
+    series      what it has made: `{"series", "sop_class", "instances"}`, all of them UIDs.
+    """
+
+    __tablename__ = "dicom_procedure_steps"
+    __table_args__ = (sa.Index("ix_dicom_procedure_steps_studies", "studies", postgresql_using="gin"),)
+
+    uid: str = Field(sa_type=sa.Text, primary_key=True)
+    version: int
+    status: StepStatus = Field(sa_type=words(StepStatus, "status"))
+    studies: list[str] = Field(sa_type=ARRAY(sa.Text))
+    series: list[dict[str, Any]] = sequence()
+    changed: datetime = moment(nullable=False, index=True)
 
 
 class Submission(Record, table=True):

@@ -93,6 +93,15 @@ DELETE FROM inference_requests WHERE transaction_id IN (
 )
 """)
 
+# Of one that is never ended nobody says anything more either.
+STEPS = sa.text("""
+DELETE FROM dicom_procedure_steps WHERE uid IN (
+    SELECT uid FROM dicom_procedure_steps
+    WHERE changed < clock_timestamp() - make_interval(secs => :kept_s)
+    ORDER BY changed LIMIT :limit
+)
+""")
+
 
 def expired_families(engine: sa.Engine, kept_s: float, limit: int) -> list[Family]:
     """Those that ended more than `kept_s` ago, at most `limit`, the oldest first."""
@@ -129,6 +138,11 @@ def forget_deliveries(engine: sa.Engine, kept_s: float, limit: int) -> int:
 def forget_requests(engine: sa.Engine, kept_s: float, limit: int) -> int:
     """Delete inference requests that ended more than `kept_s` ago and whose job has no files any more."""
     return _delete(engine, REQUESTS, kept_s, limit)
+
+
+def forget_steps(engine: sa.Engine, kept_s: float, limit: int) -> int:
+    """Delete procedure steps of which their modality has said nothing for `kept_s`; how many, at most `limit`."""
+    return _delete(engine, STEPS, kept_s, limit)
 
 
 def _members(family: Family) -> SelectOfScalar[Group]:

@@ -22,6 +22,7 @@ from clara_flow.services.dicom.heartbeats import associations
 GROUPS = sa.text("SELECT aetitle, state, count(*), coalesce(sum(instances), 0) FROM dicom_groups GROUP BY 1, 2")
 DELIVERIES = sa.text("SELECT agent, destination, state, count(*) FROM deliveries GROUP BY 1, 2, 3")
 REQUESTS = sa.text("SELECT state, status, count(*) FROM inference_requests GROUP BY 1, 2")
+STEPS = sa.text("SELECT status, count(*) FROM dicom_procedure_steps GROUP BY 1")
 JOBS = sa.text("SELECT state, status, count(*) FROM jobs GROUP BY 1, 2")
 
 
@@ -85,15 +86,16 @@ class PlatformCollector(Collector):
             "clara_flow_deliveries", "Delivery tasks", labels=["agent", "destination", "state"]
         )
         requests = GaugeMetricFamily("clara_flow_inference_requests", "Inference requests", labels=["state", "status"])
+        steps = GaugeMetricFamily("clara_flow_procedure_steps", "What modalities told (MPPS)", labels=["status"])
         jobs = GaugeMetricFamily("clara_flow_jobs", "Jobs", labels=["state", "status"])
         with statements(self.house.engine) as connection:
             for aetitle, state, count, received in connection.execute(GROUPS):
                 groups.add_metric([aetitle, state], count)
                 instances.add_metric([aetitle, state], float(received))
-            for family, query in ((deliveries, DELIVERIES), (requests, REQUESTS), (jobs, JOBS)):
+            for family, query in ((deliveries, DELIVERIES), (requests, REQUESTS), (steps, STEPS), (jobs, JOBS)):
                 for *labels, count in connection.execute(query):
                     family.add_metric([str(label) for label in labels], count)
-        yield from (groups, instances, deliveries, requests, jobs)
+        yield from (groups, instances, deliveries, requests, steps, jobs)
 
 
 def router(house: House) -> APIRouter:

@@ -17,9 +17,10 @@ from clara_flow.records import database, dicom_models  # noqa: F401  its tables 
 from clara_flow.records.models import METADATA, Payload
 
 DICOM = {"dicom_aetitles", "dicom_sources", "dicom_destinations", "dicom_journals", "dicom_groups", "dicom_instances"}
+MPPS = {"dicom_procedure_steps"}
 DELIVERY = {"dicom_associations", "dicom_submissions", "deliveries", "delivery_items", "inference_requests"}
 DELIVERY |= {"dicom_commitment_reports"}
-TABLES = {"pipelines", "payloads", "jobs", "job_operators", "nodes", "leases", "quotas"} | DICOM | DELIVERY
+TABLES = {"pipelines", "payloads", "jobs", "job_operators", "nodes", "leases", "quotas"} | DICOM | MPPS | DELIVERY
 
 
 def tables(url: str) -> set[str]:

@@ -59,8 +59,9 @@ def _overview(storage_classes: int) -> list[Row]:
         ("Verification", "yes", "yes"),
         (f"Storage: {storage_classes} SOP classes of the standard, private ones (4.2.1.1)", "yes", "yes"),
         ("Storage Commitment Push Model", "option", "yes"),
+        ("Modality Performed Procedure Step", "no", "yes"),
         ("Study Root Query/Retrieve: FIND, GET, MOVE", "option", "no"),
-        ("Modality Worklist; Modality Performed Procedure Step", "no", "no"),
+        ("Modality Worklist", "no", "no"),
         ("DICOMweb: STOW-RS", "yes", "yes"),
         ("DICOMweb: QIDO-RS, WADO-RS", "option", "yes"),
     ]
@@ -80,6 +81,7 @@ def _storage_scp(storage: Iterable[Row]) -> list[str]:
                     "SCP, SCU",
                     "the uncompressed ones below",
                 ),
+                ("Modality Performed Procedure Step", contexts.PROCEDURE_STEP, "SCP", "the uncompressed ones below"),
                 ("storage classes below", "", "SCP", "all"),
             ],
         ),
@@ -97,7 +99,7 @@ def _storage_scp(storage: Iterable[Row]) -> list[str]:
         ),
         text.ACCEPTANCE,
         _table(
-            ("Transfer syntax", "UID", "Verification", "Commitment", "Storage"),
+            ("Transfer syntax", "UID", "Verification", "Commitment, MPPS", "Storage"),
             _syntaxes(),
         ),
         "Associations are rejected in this order of checks:\n",
@@ -109,9 +111,13 @@ def _storage_scp(storage: Iterable[Row]) -> list[str]:
         text.COMMITMENT.format(references=f"{references.MAXIMUM_REFERENCES:,}"),
         _table(("Status of N-ACTION", "Meaning", "When"), facts.statuses(facts.ASKED_WHEN)),
         _table(("Failure Reason", "Meaning", "When"), facts.statuses(facts.COMMITMENT_FAILS_WHEN)),
+        text.REMEMBERED.format(remembered=association.REMEMBERED_INSTANCES),
         text.REPORTS,
         _table(("Status of N-EVENT-REPORT", "Meaning", "When"), facts.statuses(facts.REPORTED_WHEN)),
-        text.OTHER_OPERATIONS.format(remembered=association.REMEMBERED_INSTANCES),
+        "##### 4.2.1.6 Modality Performed Procedure Step\n",
+        text.PROCEDURE_STEP,
+        _table(("Status of N-CREATE, N-SET", "Meaning", "When"), facts.statuses(facts.TOLD_WHEN)),
+        text.OTHER_OPERATIONS,
     ]
 
 

@@ -68,6 +68,20 @@ REPORTED_WHEN = {
     "PROCESSING_FAILURE": "the report could not be written down",
     "RESOURCE_LIMITATION": "the report is longer than 16 MiB, or the disk is full",
 }
+# What is answered to N-CREATE and N-SET of Modality Performed Procedure Step.
+TOLD_WHEN = {
+    "SUCCESS": "the step is on the disk (see 4.2.1.2)",
+    "INVALID_ATTRIBUTE_VALUE": "a status that there is not, or not IN PROGRESS in N-CREATE; a UID that is none",
+    "PROCESSING_FAILURE": "the data set cannot be read, or the step could not be written for another reason than a "
+    "full disk; with Error ID 0xA710: the step is COMPLETED or DISCONTINUED already",
+    "DUPLICATE_INSTANCE": "N-CREATE of a step that there is",
+    "NO_SUCH_INSTANCE": "N-SET of a step that there is not",
+    "INVALID_INSTANCE": "the SOP Instance UID is no UID, or missing in N-SET",
+    "MISSING_ATTRIBUTE": "an attribute that is needed (above) is missing",
+    "MISSING_ATTRIBUTE_VALUE": "an attribute that is needed is empty",
+    "CLASS_NOT_SUPPORTED": "the SOP class is not Modality Performed Procedure Step, or not that of the context",
+    "RESOURCE_LIMITATION": "the disk is full, or nearly so; or the data set is longer than 2 MiB",
+}
 # Failure Reasons (0008,1197) in the report.
 COMMITMENT_FAILS_WHEN = {
     "PROCESSING_FAILURE": "the records cannot be asked now",

@@ -29,6 +29,7 @@ For those who connect clara-flow to other DICOM nodes. Conformance is no promise
 
 ```
  modalities, PACS ──C-STORE, C-ECHO, N-ACTION──►  STORAGE-SCP ──► spool ──► groups ──► jobs
+ modalities       ──N-CREATE, N-SET────────────►  STORAGE-SCP ────►  │
  DICOMweb clients ──STOW-RS, QIDO-RS, WADO-RS──►  GATEWAY ───────►  │                   │
  PACS, archives   ──────N-EVENT-REPORT─────────►  STORAGE-SCP ───►  │                   │
  PACS, archives   ◄──C-ECHO, C-STORE, N-ACTION──  EXPORT-SCU ◄───────────── deliveries ─┘
@@ -37,8 +38,8 @@ For those who connect clara-flow to other DICOM nodes. Conformance is no promise
  PACS, archives   ◄──C-FIND, C-GET, C-MOVE──────  QUERY-SCU   (for completeness of groups, and inference requests)
 ```
 
-- **STORAGE-SCP** answers C-ECHO, stores instances, and confirms what it stored (storage commitment). It has as
-  many AE titles as are configured, on one port.
+- **STORAGE-SCP** answers C-ECHO, stores instances, confirms what it stored (storage commitment), and hears
+  what modalities do (MPPS). It has as many AE titles as are configured, on one port.
 - **EXPORT-SCU** sends results, and asks their receivers to commit themselves where that is configured.
 - **QUERY-SCU** asks the source of a study how many instances it has, and fetches the inputs of REST inference
   requests.
@@ -98,8 +99,34 @@ SCP is accepted where it is negotiated (PS3.7 D.3.3.4), and need not be. A repor
 in the journal, also one of a transaction that nobody knows.
 """
 
-OTHER_OPERATIONS = """What this association stored, up to {remembered} instances, needs no records to be confirmed.
-Other operations are answered with 0x0211 (unrecognised operation); C-CANCEL is taken and not answered.
+REMEMBERED = """What this association stored, up to {remembered} instances, needs no records to be confirmed.
+"""
+
+PROCEDURE_STEP = """What a modality says of the procedure steps that it performs (PS3.4 F.7) is taken by N-CREATE and
+N-SET, on any association of any AE title of ours. It serves to tell when a study is complete
+([from studies to jobs](../guides/studies-to-jobs.md)); nothing is forwarded, no report is sent, and N-GET is not
+supported. These attributes are read and kept, all others are skipped, those of the patient among them:
+
+| Attribute | Tag | N-CREATE | N-SET |
+|---|---|---|---|
+| Performed Procedure Step Status | (0040,0252) | needed, IN PROGRESS | optional |
+| Scheduled Step Attributes Sequence | (0040,0270) | needed | skipped |
+| > Study Instance UID | (0020,000D) | needed in each item | skipped |
+| Performed Series Sequence | (0040,0340) | optional | optional; takes the place of the one before |
+| > Series Instance UID | (0020,000E) | needed in each item | needed in each item |
+| > Referenced Image Sequence | (0008,1140) | optional | optional |
+| > Referenced Non-Image Composite SOP Instance Sequence | (0040,0220) | optional | optional |
+| >> Referenced SOP Class UID | (0008,1150) | needed in each item | needed in each item |
+| >> Referenced SOP Instance UID | (0008,1155) | needed in each item | needed in each item |
+
+A step may be ended without any series, although Table F.7.2-1 asks for one. An N-CREATE without Affected SOP Instance
+UID gets a UID of ours. A step is known to all processes of the listener when it is answered, also while the database
+is away, and for `dicom_record_retention_s` after its last word.
+"""
+
+OTHER_OPERATIONS = """##### 4.2.1.7 Other operations
+
+They are answered with 0x0211 (unrecognised operation); C-CANCEL is taken and not answered.
 """
 
 EXPORT = """#### 4.2.2 EXPORT-SCU

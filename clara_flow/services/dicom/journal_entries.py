@@ -69,6 +69,16 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A modality said something of a procedure step that it performs: see the file `path`, relative to the spool."""
+
+    kind: ClassVar[str] = "step"
+    association: UUID
+    at: datetime
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitmentAsked:
     """A peer asked for storage commitment; a report is owed to it until `CommitmentTold`.
 
@@ -110,7 +120,7 @@ class CommitmentReported:
     failed: Mapping[str, int]
 
 
-Entry = Opened | Stored | Closed | CommitmentAsked | CommitmentTold | CommitmentReported
+Entry = Opened | Stored | Stepped | Closed | CommitmentAsked | CommitmentTold | CommitmentReported
 KINDS: Mapping[str, type[Entry]] = {kind.kind: kind for kind in get_args(Entry)}
 IDS = ("association", "report")
 

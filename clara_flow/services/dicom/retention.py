@@ -1,4 +1,5 @@
-"""Forgets what has been over for long enough: groups of instances, associations, deliveries, inference requests."""
+"""Forgets what has been over for long enough: groups of instances, associations, deliveries, inference requests,
+procedure steps."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from clara_flow.records import dicom_retention as records
 from clara_flow.services.dicom.grouping.files import Files
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.places import Places
+from clara_flow.services.dicom.procedure_steps import ProcedureSteps
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class Retention:
     def __init__(self, house: House) -> None:
         self.engine, self.kept_s = house.engine, house.settings.dicom_record_retention_s
         self.files = Files(house, Places.of(house.settings).spool)
+        self.steps = ProcedureSteps(Places.of(house.settings).spool)
         self._heartbeats = Heartbeats(Places.of(house.settings).heartbeats)
         self._forgotten: Counter[str] = Counter()
 
@@ -56,8 +59,10 @@ class Retention:
             ("associations", records.forget_associations),
             ("deliveries", records.forget_deliveries),
             ("inference requests", records.forget_requests),
+            ("procedure steps", records.forget_steps),
         ):
             self._in_batches(stop, gone, kind, partial(forget, self.engine, self.kept_s, ROWS))
+        self.steps.forget(self.kept_s)
         for kind, count in gone.items():
             log.info("%d %s were kept long enough and are forgotten", count, kind)
         self._forgotten += gone

@@ -2,6 +2,7 @@
 
     journals/<uuid>.jsonl               what was received, by one writer
     instances/<association>/<n>.dcm     Part 10 files
+    steps/                              see `procedure_steps`
 
 An instance is there once its line is in a journal, and the line is written after the file is durable: whatever happens
 to the writer, an instance that was acknowledged is there whole. A file without a line was never acknowledged.

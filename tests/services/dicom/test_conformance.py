@@ -14,7 +14,7 @@ from clara_flow.deployments.trigger import House
 from clara_flow.services.dicom import commitment_check, conformance_web, web_routes, web_store
 from clara_flow.services.dicom import conformance_facts as facts
 from clara_flow.services.dicom.conformance import statement
-from clara_flow.services.dicom.wire import admission, commitment, store
+from clara_flow.services.dicom.wire import admission, commitment, procedure_step, store
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "dicom-conformance.md"
 CT, SEG = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4"
@@ -40,6 +40,7 @@ def test_the_page_is_up_to_date() -> None:
     [
         (store, facts.STORED_WHEN),
         (commitment, {**facts.ASKED_WHEN, **facts.REPORTED_WHEN}),
+        (procedure_step, facts.TOLD_WHEN),
         (commitment_check, facts.COMMITMENT_FAILS_WHEN),
     ],
 )

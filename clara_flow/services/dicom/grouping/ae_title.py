@@ -1,7 +1,8 @@
 """The built-in processor: an AE title names its pipelines, and each group becomes a job of each of them.
 
 Clara's settings keep their names and meaning (specification of the DICOM adapter, 4.2), but a `timeout` below 5 is
-honoured. Ours: `late`, `expect`, `argument-<NAME>` (a pipeline parameter), `rule-<label>` (when that pipeline runs).
+honoured. Ours: `late`, `expect`, `mppsTimeout`, `argument-<NAME>` (a pipeline parameter), `rule-<label>` (when that
+pipeline runs).
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "jobRetryDelay": ("retry_delay_s", _delay),
     "late": ("late", _late),
     "expect": ("expect", _expect),
+    "mppsTimeout": ("mpps_timeout_s", read_timeout),
 }
 EVERY_KEY = (*KEYS, f"{PIPELINE}<label>", f"{ARGUMENT}<NAME>", f"{RULE}<label>")
 

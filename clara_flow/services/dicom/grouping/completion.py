@@ -14,13 +14,21 @@ from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import dicom_groups as records
+from clara_flow.records import dicom_steps as steps
 from clara_flow.records.database import DatabaseAway, TransactionConflict
 from clara_flow.records.dicom_group_queries import GroupFacts
 from clara_flow.records.dicom_groups import PlannedJob
 from clara_flow.records.dicom_ingest import GroupingRule, Ingested
 from clara_flow.services.dicom.grouping import source_query
 from clara_flow.services.dicom.grouping.ae_title import AeTitleProcessor
-from clara_flow.services.dicom.grouping.completeness import Expected, from_attributes, from_history, verdict
+from clara_flow.services.dicom.grouping.completeness import (
+    Expected,
+    Performed,
+    from_attributes,
+    from_history,
+    from_steps,
+    verdict,
+)
 from clara_flow.services.dicom.grouping.processors import Configured
 from clara_flow.services.dicom.grouping.submit import plans_of
 from clara_flow.services.dicom.grouping.watch import Watch
@@ -30,6 +38,13 @@ log = logging.getLogger(__name__)
 ASKED_AT_ONCE = 2  # sources
 
 ConfiguredFor = Callable[[str], Configured | None]
+
+
+def performed_of(engine: sa.Engine, facts: GroupFacts, configured: Configured | None) -> Performed | None:
+    """What its modality says of a group, where that counts for its AE title."""
+    if configured is None or "mpps" not in configured.settings.expect:
+        return None
+    return from_steps(steps.steps_of(engine, facts.id, configured.row.ignored_sop_classes))
 
 
 class Completion:
@@ -60,7 +75,7 @@ class Completion:
         for group_id, aetitle in ingested.touched.items():
             self.watch.arrived(group_id, self._timeout_s(aetitle))
         answered = {group_id for group_id, asked in self._asked.items() if asked.done()}
-        ids = ingested.settled | self.watch.due() | answered
+        ids = ingested.settled | ingested.spoken_of | self.watch.due() | answered
         if not ids:
             return 0
         found = {facts.id: facts for facts in queries.facts_of(self.house.engine, ids)}
@@ -78,8 +93,14 @@ class Completion:
             if ended and "find" in configured.settings.expect:
                 self._ask(facts)
             expected = self._expected(facts, configured)
-        timeout_s = self._timeout_s(facts.aetitle)
-        found = verdict(facts, idle_s=self.watch.idle_s(facts.id), timeout_s=timeout_s, expected=expected)
+        found = verdict(
+            facts,
+            idle_s=self.watch.idle_s(facts.id),
+            timeout_s=self._timeout_s(facts.aetitle),
+            expected=expected,
+            performed=performed_of(self.house.engine, facts, configured),
+            mpps_timeout_s=configured.settings.mpps_timeout_s if configured is not None else 0.0,
+        )
         if not found.is_complete:
             self.watch.look_in(facts.id, found.wait_s)
             return False
@@ -89,7 +110,7 @@ class Completion:
             self._planned(facts.id, configured),
             instances=facts.instances,
             rule=found.rule,
-            expected=expected.instances if expected else None,
+            expected=found.expected.instances if found.expected else None,
         )
         if closed is None:  # it has changed meanwhile
             self.watch.look_in(facts.id, 0.0)

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from clara_flow.errors import ClaraFlowError, NotFound
-from clara_flow.records import delivery_queries, dicom_config, jobs
+from clara_flow.records import delivery_queries, dicom_config, dicom_steps, jobs
 from clara_flow.records import dicom_group_queries as queries
 from clara_flow.records import dicom_groups as records
 from clara_flow.records.dicom_models import Delivery, Group, GroupState, Submission
+from clara_flow.records.dicom_steps import StepFacts
 from clara_flow.records.state_machine import JobPhase
 from clara_flow.services.dicom.grouping.completeness import Expected, verdict
-from clara_flow.services.dicom.grouping.completion import expectation
+from clara_flow.services.dicom.grouping.completion import expectation, performed_of
 from clara_flow.services.dicom.grouping.processors import Configured, configured
 from clara_flow.services.dicom.grouping.submit import plans_of
 
@@ -65,6 +66,7 @@ class Explanation:
     why         why it waits, or why it was complete, for people.
     expected    how many instances it should have, None if nobody tells.
     problem     why its AE title cannot be asked now.
+    steps       what its modality says of its study (MPPS), whether that counts or not.
     """
 
     group: Group
@@ -73,13 +75,17 @@ class Explanation:
     choices: list[Choice] = field(default_factory=list)
     jobs: list[MadeJob] = field(default_factory=list)
     problem: str = ""
+    steps: list[StepFacts] = field(default_factory=list)
 
 
 def explain(engine: sa.Engine, study_uid: str) -> list[Explanation]:
     """Of all groups with an instance of that study, the oldest first. Raises NotFound."""
     groups = queries.groups_of_study(engine, study_uid)
     if not groups:
-        raise NotFound("no instance of that study was received")
+        told = ", ".join(dicom_steps.statuses_of(engine, study_uid))
+        raise NotFound(
+            "no instance of that study was received" + (f"; its modality says (MPPS): {told}" if told else "")
+        )
     return [_explain(engine, group) for group in groups]
 
 
@@ -92,7 +98,8 @@ def _explain(engine: sa.Engine, group: Group) -> Explanation:
         problem = str(error)
     why, expected = _why(engine, group, one)
     made = [_made(engine, row) for row in queries.submissions_of(engine, group.id)]
-    return Explanation(group, why, expected, choices, made, problem)
+    steps = dicom_steps.steps_of(engine, group.id, one.row.ignored_sop_classes if one is not None else ())
+    return Explanation(group, why, expected, choices, made, problem, steps)
 
 
 def _choices(engine: sa.Engine, group: Group, one: Configured) -> list[Choice]:
@@ -111,8 +118,15 @@ def _why(engine: sa.Engine, group: Group, one: Configured | None) -> tuple[str, 
         for facts in queries.facts_of(engine, [group.id]):
             idle_s = max(0.0, (datetime.now(UTC) - group.last_arrival).total_seconds())
             expected = expectation(engine, facts, one)
-            found = verdict(facts, idle_s=idle_s, timeout_s=one.settings.timeout_s, expected=expected)
-            return found.waits or found.rule, expected
+            found = verdict(
+                facts,
+                idle_s=idle_s,
+                timeout_s=one.settings.timeout_s,
+                expected=expected,
+                performed=performed_of(engine, facts, one),
+                mpps_timeout_s=one.settings.mpps_timeout_s,
+            )
+            return found.waits or found.rule, found.expected
     if group.state is GroupState.COMPLETE and group.message:
         return f"{group.rule}; tried again at {group.not_before:%H:%M:%S} UTC: {group.message}", None
     if group.state in {GroupState.FAILED, GroupState.DISCARDED}:

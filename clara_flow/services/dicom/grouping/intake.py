@@ -14,9 +14,11 @@ from sqlalchemy.exc import DataError, IntegrityError
 from clara_flow.errors import StorageError
 from clara_flow.records import dicom_ingest as records
 from clara_flow.records.dicom_ingest import GroupingRule, Ingested
+from clara_flow.records.dicom_lines import Step
 from clara_flow.services.dicom import journal_entries
 from clara_flow.services.dicom.export.commitment import note_report
 from clara_flow.services.dicom.journal import JournalReader
+from clara_flow.services.dicom.procedure_steps import ProcedureSteps
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ class JournalIntake:
     def __init__(self, engine: sa.Engine, spool: Path, rules: Rules) -> None:
         self.engine = engine
         self.reader = JournalReader(spool)
+        self._steps = ProcedureSteps(spool)
         self._rules = rules
         self._offsets: dict[str, int] | None = None
         self._over_at = 0.0
@@ -52,12 +55,14 @@ class JournalIntake:
         look_for_over = time.monotonic() >= self._over_at
         touched: dict[UUID, str] = {}
         settled: set[UUID] = set()
+        spoken_of: set[UUID] = set()
         for name in names:
             over = look_for_over and self.reader.is_over(name)  # asked before it is read to its end
             try:
                 for ingested in self._read(name, over):
                     touched |= ingested.touched
                     settled |= ingested.settled
+                    spoken_of |= ingested.spoken_of
             except StorageError as error:  # one that cannot be read must not keep the others
                 log.error("journal %s: %s", name, error)
         if look_for_over:
@@ -65,7 +70,7 @@ class JournalIntake:
                 records.forget_journal(self.engine, name)
                 del self._offsets[name]
             self._over_at = time.monotonic() + OVER_S
-        return Ingested(touched, frozenset(settled))
+        return Ingested(touched, frozenset(settled), frozenset(spoken_of))
 
     def _read(self, name: str, over: bool) -> Iterator[Ingested]:
         assert self._offsets is not None  # noqa: S101 - for the type checker
@@ -76,7 +81,7 @@ class JournalIntake:
                 break
             rules = self._rules({entry.aetitle for entry in entries if isinstance(entry, journal_entries.Opened)})
             self._note_reports(entries)  # before the offset moves: what is noted twice is noted once
-            lines = [line for entry in entries if (line := line_of(entry)) is not None]
+            lines = [line for entry in entries if (line := line_of(entry, self._steps)) is not None]
             try:
                 ingested = records.ingest(self.engine, name, lines, offset=offset, new_offset=new_offset, rules=rules)
             except (DataError, IntegrityError) as error:
@@ -109,8 +114,8 @@ class JournalIntake:
             return 0
 
 
-def line_of(entry: journal_entries.Entry) -> records.Line | None:
-    """A journal's entry as the tables take it; None for what is noted elsewhere."""
+def line_of(entry: journal_entries.Entry, steps: ProcedureSteps) -> records.Line | None:
+    """A journal's entry as the tables take it; None for what is noted elsewhere, or cannot be read any more."""
     match entry:
         case journal_entries.Opened():
             return records.Opened(
@@ -126,6 +131,9 @@ def line_of(entry: journal_entries.Entry) -> records.Line | None:
             )  # fmt: skip
         case journal_entries.Closed():
             return records.Closed(association=entry.association, at=entry.at, how=entry.how)
+        case journal_entries.Stepped():
+            step = _step_of(entry, steps)
+            return records.Stepped(association=entry.association, at=entry.at, step=step) if step else None
         case journal_entries.CommitmentAsked():
             return records.CommitmentAsked(
                 association=entry.association, at=entry.at, report=entry.report, transaction_uid=entry.transaction,
@@ -135,3 +143,11 @@ def line_of(entry: journal_entries.Entry) -> records.Line | None:
             return records.CommitmentTold(association=entry.association, at=entry.at, report=entry.report)
         case journal_entries.CommitmentReported():
             return None
+
+
+def _step_of(entry: journal_entries.Stepped, steps: ProcedureSteps) -> Step | None:
+    try:
+        return steps.read(entry.path)
+    except ValueError as error:
+        log.error("%s: %s", entry.path, error)
+        return None

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "clara_flow.dicom_processors"
 LONGEST_TIMEOUT_S = 7 * 86_400
-Expectation = Literal["attributes", "history", "find"]
+Expectation = Literal["attributes", "history", "find", "mpps"]
 
 
 class ProcessorSettings(BaseModel):
@@ -42,6 +42,7 @@ class ProcessorSettings(BaseModel):
     timeout_s       silence after which a group is complete.
     late            what becomes of instances that come after that.
     expect          what may tell how many instances a group should have, so that it need not wait.
+    mpps_timeout_s  silence after which a group is complete although its modality says that more is to come (`mpps`).
     retry_delay_s   pause before making a job is tried again; None: the setting `dicom_submit_retry_delay_s`.
     """
 
@@ -52,6 +53,7 @@ class ProcessorSettings(BaseModel):
     late: Late = Late.NEW
     priority: JobPriority = JobPriority.NORMAL
     expect: tuple[Expectation, ...] = ("attributes",)
+    mpps_timeout_s: float = Field(3600.0, ge=0, le=LONGEST_TIMEOUT_S)
     retry_delay_s: float | None = Field(None, ge=0, le=LONGEST_TIMEOUT_S)
 
     @field_validator("group_by")

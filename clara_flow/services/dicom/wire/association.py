@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from clara_flow.errors import StorageError
-from clara_flow.services.dicom.journal_entries import How
+from clara_flow.services.dicom.journal_entries import How, Stepped, now
 from clara_flow.services.dicom.listener_config import ListenerConfig
 from clara_flow.services.dicom.privacy import hashed
+from clara_flow.services.dicom.procedure_steps import ProcedureSteps
 from clara_flow.services.dicom.spool import SpoolWriter
 from clara_flow.services.dicom.wire.admission import Admitted, Policy, admit
 from clara_flow.services.dicom.wire.command_set import CommandError
@@ -36,6 +37,7 @@ from clara_flow.services.dicom.wire.pdu import (
     ReleaseRequest,
     abort_by_provider,
 )
+from clara_flow.services.dicom.wire.procedure_step import StepDesk
 from clara_flow.services.dicom.wire.sources import parse_address
 from clara_flow.services.dicom.wire.store import Reception
 
@@ -59,6 +61,7 @@ class Station:
     config: Callable[[], ListenerConfig]
     policy: Policy
     writer: SpoolWriter
+    steps: ProcedureSteps
     counters: Counters
     check: CommitmentCheck
     farewell: Callable[[socket.socket], None]
@@ -195,6 +198,13 @@ class Association:
         return Conversation(
             admitted.contexts,
             reception,
+            StepDesk(
+                steps=self._station.steps,
+                is_space_short=self._station.policy.is_space_short,
+                note=lambda path: self._station.writer.note(Stepped(association=spool_id(), at=now(), path=path)),
+                on_told=lambda: self._station.counters.add("procedure_steps"),
+                on_broken=self._station.on_broken,
+            ),
             is_stored=lambda sop_class, sop_instance: _digest(sop_class, sop_instance) in self._stored,
             check=self._station.check,
             ledger=JournalLedger(self._station.writer, spool_id, self._station.on_broken),

@@ -18,6 +18,7 @@ MESSAGE_ID_RESPONDED = 0x0120
 DATA_SET_TYPE = 0x0800
 STATUS = 0x0900
 ERROR_COMMENT = 0x0902
+ERROR_ID = 0x0903
 AFFECTED_SOP_INSTANCE = 0x1000
 REQUESTED_SOP_INSTANCE = 0x1001
 EVENT_TYPE = 0x1002
@@ -27,7 +28,9 @@ C_STORE_RQ = 0x0001
 C_ECHO_RQ = 0x0030
 C_CANCEL_RQ = 0x0FFF
 N_EVENT_REPORT_RQ = 0x0100
+N_SET_RQ = 0x0120
 N_ACTION_RQ = 0x0130
+N_CREATE_RQ = 0x0140
 RESPONSE = 0x8000  # added to the command field of a request
 N_EVENT_REPORT_RSP = N_EVENT_REPORT_RQ | RESPONSE
 
@@ -38,12 +41,16 @@ class Status:
     """Statuses that we answer (PS3.7 Annex C, PS3.4 Table B.2-1)."""
 
     SUCCESS = 0x0000
+    INVALID_ATTRIBUTE_VALUE = 0x0106
     PROCESSING_FAILURE = 0x0110
+    DUPLICATE_INSTANCE = 0x0111
     NO_SUCH_INSTANCE = 0x0112
     NO_SUCH_EVENT = 0x0113
     INVALID_ARGUMENT = 0x0115
     INVALID_INSTANCE = 0x0117
     CLASS_INSTANCE_CONFLICT = 0x0119
+    MISSING_ATTRIBUTE = 0x0120
+    MISSING_ATTRIBUTE_VALUE = 0x0121
     CLASS_NOT_SUPPORTED = 0x0122
     NO_SUCH_ACTION = 0x0123
     UNRECOGNISED_OPERATION = 0x0211
@@ -66,7 +73,7 @@ class CommandError(Exception):
 class Command:
     """A request, or the response to one of ours. UIDs without padding; "" where there is none.
 
-    sop_class, sop_instance     Affected (C-STORE, C-ECHO, N-EVENT-REPORT) or Requested (N-ACTION).
+    sop_class, sop_instance     Affected (C-STORE, C-ECHO, N-CREATE, N-EVENT-REPORT) or Requested (N-ACTION, N-SET).
     kind                        of the event or action; None where there is none.
     """
 
@@ -97,10 +104,11 @@ def decode(data: bytes) -> Command:
     )
 
 
-def response(command: Command, status: int, comment: str = "") -> bytes:
+def response(command: Command, status: int, comment: str = "", error_id: int | None = None) -> bytes:
     """The answer to `command`.
 
     comment     why it is no success, cut to 64 characters (PS3.7 Annex C); never a patient's attribute.
+    error_id    of the service class, where it has one.
     """
     kind = EVENT_TYPE if command.field == N_EVENT_REPORT_RQ else ACTION_TYPE
     elements = {
@@ -110,6 +118,7 @@ def response(command: Command, status: int, comment: str = "") -> bytes:
         DATA_SET_TYPE: struct.pack("<H", NO_DATA_SET),
         STATUS: struct.pack("<H", status),
         ERROR_COMMENT: _padded(comment[:COMMENT_CHARACTERS].encode("ascii", errors="replace"), b" "),
+        ERROR_ID: b"" if error_id is None else struct.pack("<H", error_id),
         AFFECTED_SOP_INSTANCE: _uid_bytes(command.sop_instance),
         kind: b"" if command.kind is None else struct.pack("<H", command.kind),
     }

@@ -19,6 +19,7 @@ from pydicom.filewriter import write_dataset
 from clara_flow.errors import StorageError
 from clara_flow.services.dicom.wire.command_set import Command, Status
 from clara_flow.services.dicom.wire.contexts import EXPLICIT_BIG, IMPLICIT_LITTLE, STORAGE_COMMITMENT
+from clara_flow.services.dicom.wire.gathering import Gathered
 from clara_flow.services.dicom.wire.negotiation import ContextAnswer, is_uid
 from clara_flow.services.dicom.wire.references import MAXIMUM_BYTES, Content, Named, read_references
 from clara_flow.services.dicom.wire.store import Operation, Outcome, Refused
@@ -101,23 +102,18 @@ class _Collecting:
 
     def __init__(self, transfer_syntax: str, ledger: Ledger) -> None:
         self._transfer_syntax, self._ledger = transfer_syntax, ledger
-        self._data = bytearray()
-        self._is_too_long = False
+        self._gathered = Gathered(MAXIMUM_BYTES)
 
     def write(self, data: memoryview) -> None:
         """Keep it, up to a limit."""
-        self._is_too_long = self._is_too_long or len(self._data) + len(data) > MAXIMUM_BYTES
-        if self._is_too_long:
-            self._data.clear()
-        else:
-            self._data += data
+        self._gathered.write(data)
 
     def finish(self) -> Outcome:
         """Success when it could be read and is written down."""
-        if self._is_too_long:
+        if self._gathered.is_too_long:
             return Outcome(Status.RESOURCE_LIMITATION, "too many references at once")
         try:
-            self._take(bytes(self._data))
+            self._take(self._gathered.data)
         except ValueError as error:
             return Outcome(Status.INVALID_ARGUMENT, str(error))
         except StorageError as error:
@@ -127,7 +123,7 @@ class _Collecting:
 
     def abandon(self) -> None:
         """Forget it."""
-        self._data.clear()
+        self._gathered.clear()
 
     def _take(self, data: bytes) -> None:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from clara_flow.services.dicom.wire.negotiation import ContextAnswer, ProposedCo
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # push model
+PROCEDURE_STEP = "1.2.840.10008.3.1.2.3.3"  # Modality Performed Procedure Step
 DICOM_ROOT = "1.2.840.10008."
 STORAGE_ROOT = "1.2.840.10008.5.1.4.1.1."
 NOT_STORED_BY_C_STORE = {"1.2.840.10008.1.3.10", STORAGE_COMMITMENT, "1.2.840.10008.1.20.2"}  # DICOMDIR, commitment
@@ -72,7 +73,7 @@ def _answer(
     usable = [syntax for syntax in context.transfer_syntaxes if is_uid(syntax)]
     if abstract == VERIFICATION:
         usable = [syntax for syntax in usable if syntax in verification_syntaxes]
-    elif abstract == STORAGE_COMMITMENT:
+    elif abstract in {STORAGE_COMMITMENT, PROCEDURE_STEP}:
         usable = [syntax for syntax in usable if syntax in PLAIN_SYNTAXES]
     elif not stores or not is_storage(abstract):
         return _refused(context, ABSTRACT_SYNTAX_NOT_SUPPORTED)

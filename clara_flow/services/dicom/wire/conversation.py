@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
+
+from pydicom.uid import generate_uid
 
 from clara_flow.errors import StorageError
 from clara_flow.services.dicom.privacy import hashed
@@ -27,9 +29,18 @@ from clara_flow.services.dicom.wire.contexts import STORAGE_COMMITMENT, VERIFICA
 from clara_flow.services.dicom.wire.counters import Counters
 from clara_flow.services.dicom.wire.negotiation import ContextAnswer
 from clara_flow.services.dicom.wire.pdu import AbortReason, Fragment, PduError, data_pdus
+from clara_flow.services.dicom.wire.procedure_step import StepDesk, begin_word
 from clara_flow.services.dicom.wire.store import Operation, Outcome, Reception, Refused, begin_store
 
 log = logging.getLogger(__name__)
+
+
+# What a request is about, for the log.
+NOUNS = {
+    command_set.C_STORE_RQ: "instance",
+    command_set.N_CREATE_RQ: "procedure step",
+    command_set.N_SET_RQ: "word of a procedure step",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,7 @@ class Conversation:
     """Takes fragments, does what they ask for, sends what is to be answered. One thread's.
 
     contexts        the accepted ones by their ID.
+    steps           takes what the peer says of procedure steps.
     is_stored       whether this association itself has stored that instance (SOP class, SOP instance).
     check           asks our records for the others.
     ledger          where storage commitment is written down.
@@ -53,6 +65,7 @@ class Conversation:
         self,
         contexts: Mapping[int, ContextAnswer],
         reception: Reception,
+        steps: StepDesk,
         *,
         is_stored: Callable[[str, str], bool],
         check: CommitmentCheck,
@@ -63,6 +76,7 @@ class Conversation:
     ) -> None:
         self._contexts = contexts
         self._reception = reception
+        self._steps = steps
         self._is_stored = is_stored
         self._check = check
         self._ledger = ledger
@@ -126,6 +140,10 @@ class Conversation:
             operation = begin_action(command, context, self._ledger)
         elif command.field == command_set.N_EVENT_REPORT_RQ:
             operation = begin_event(command, context, self._ledger)
+        elif command.field in {command_set.N_CREATE_RQ, command_set.N_SET_RQ}:
+            if command.field == command_set.N_CREATE_RQ and not command.sop_instance:  # then it is for us to find one
+                command = replace(command, sop_instance=generate_uid(prefix=None))
+            operation = begin_word(command, context, self._steps)
         elif command.field == command_set.C_ECHO_RQ:
             is_known = context.abstract_syntax == VERIFICATION
             operation = Refused(Outcome(Status.SUCCESS if is_known else Status.CLASS_NOT_SUPPORTED))
@@ -147,16 +165,17 @@ class Conversation:
         if command.field == command_set.C_CANCEL_RQ:
             return  # there is nothing to cancel, and no answer to it (PS3.7 section 9.3.2.3)
         if command.field == command_set.C_STORE_RQ:
+            self._counters.answer(outcome.status)
+        if command.field in NOUNS:
             self._note(command, outcome)
-        self._say(command_set.response(command, outcome.status, outcome.comment))
+        self._say(command_set.response(command, outcome.status, outcome.comment, outcome.error_id))
         if isinstance(pending.operation, CommitmentAction) and outcome.status == Status.SUCCESS:
             self._report(pending.operation)
 
     def _note(self, command: Command, outcome: Outcome) -> None:
-        self._counters.answer(outcome.status)
         if outcome.status != Status.SUCCESS:
-            name = hashed(command.sop_instance)
-            log.warning("instance %s refused: 0x%04X %s", name, outcome.status, outcome.comment)
+            name, what = hashed(command.sop_instance), NOUNS[command.field]
+            log.warning("%s %s refused: 0x%04X %s", what, name, outcome.status, outcome.comment)
 
     def _report(self, action: CommitmentAction) -> None:
         """Tell the peer what is safe, on this association (PS3.4 section J.3.3); what it does not take stays owed."""

@@ -17,6 +17,7 @@ import pydicom.config
 from clara_flow.errors import ServiceError, StorageError
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.listener_config import ListenerConfig, ListenerConfigFile, SourceRule
+from clara_flow.services.dicom.procedure_steps import ProcedureSteps
 from clara_flow.services.dicom.space import SpaceCheck
 from clara_flow.services.dicom.spool import Spool
 from clara_flow.services.dicom.wire.admission import BUSY, Policy
@@ -112,6 +113,7 @@ class Listener:
                 is_space_short=self._is_space_short,
             ),
             writer=self._writer,
+            steps=ProcedureSteps(options.spool, fsync=options.fsync),
             counters=self.counters,
             check=options.check,
             farewell=self._lobby.dismiss,

@@ -23,10 +23,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is answered. `comment` is for the peer: never a patient's attribute."""
+    """What is answered: see `command_set.response`. `comment` is for the peer: never a patient's attribute."""
 
     status: int
     comment: str = ""
+    error_id: int | None = None
 
 
 UNREADABLE = Outcome(Status.CANNOT_UNDERSTAND, "the data set cannot be read")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dicom_peers import associate, data_set_bytes, store, study_of
+from dicom_mpps import begun, performed, tell
+from dicom_peers import ROOT, associate, data_set_bytes, store, study_of
 from platform_fixture import free_port
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileDataset
@@ -145,6 +146,30 @@ def send_by_every_door(adapter: AdapterWorld, pipeline: str, folder: Path) -> li
     (place / inbox / f"{FILE_NAME}.txt").write_text("ZQX is no DICOM")
     written(planted(1)[0], place / "ZQX-SURNAME" / "1.dcm")
     return [listener, web, inbox]
+
+
+def tell_of_steps(adapter: AdapterWorld, aetitle: str, study: list[FileDataset]) -> None:
+    """A modality's words on a study (MPPS), with all that it says of a patient, and words that are refused."""
+    step = f"{ROOT}.5.{uuid.uuid4().int % 10**30}"
+    begin = begun(str(study[0].StudyInstanceUID))
+    begin.PatientName, begin.PatientID, begin.PatientBirthDate = "ZQXSurname^Given", "ZQX-PATIENT-ID", BORN
+    begin.PerformedProcedureStepID, begin.StudyID = "ZQXSTEP", "ZQXSTUDYID"
+    item = begin.ScheduledStepAttributesSequence[0]
+    item.AccessionNumber, item.RequestedProcedureID, item.PatientComments = "ZQXACCESSION", "ZQXPROC", "ZQX was here"
+    end = performed("COMPLETED", {str(study[0].SeriesInstanceUID): [str(one.SOPInstanceUID) for one in study]})
+    series = end.PerformedSeriesSequence[0]
+    series.OperatorsName, series.PerformingPhysicianName, series.ProtocolName = "ZQXOp", "ZQXDoctor", "ZQX Protocol"
+    assert tell(adapter.port, aetitle, step, begin, begins=True).Status == 0
+    assert tell(adapter.port, aetitle, step, begin, begins=True).Status == 0x0111
+    assert tell(adapter.port, aetitle, step, end).Status == 0
+    assert tell(adapter.port, aetitle, step, end).Status == 0x0110
+    begin.PerformedProcedureStepStatus = "ZQXSTATUS"
+    assert tell(adapter.port, aetitle, f"{step}.1", begin, begins=True).Status == 0x0106
+    item.StudyInstanceUID = "ZQX no UID"
+    begin.PerformedProcedureStepStatus = "IN PROGRESS"
+    assert tell(adapter.port, aetitle, f"{step}.1", begin, begins=True).Status == 0x0106
+    begin.ScheduledStepAttributesSequence = None
+    assert tell(adapter.port, aetitle, f"{step}.1", begin, begins=True).Status == 0x0121
 
 
 def ask_for_a_patient(adapter: AdapterWorld, folder: Path, gossip: int) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from dicom_peers import data_set_bytes, instance, storescu, study_of
+from dicom_mpps import begun, performed, tell
+from dicom_peers import data_set_bytes, instance, new_uid, storescu, study_of
 from pydicom.dataset import Dataset
 from services.dicom.adapter.adapter_world import AdapterWorld
+from waiting import eventually
 
 from clara_flow.records import dicom_group_queries as queries
-from clara_flow.records.dicom_models import GroupState
+from clara_flow.records.dicom_models import Group, GroupState
 from clara_flow.records.state_machine import JobPriority
 
 
@@ -47,6 +50,32 @@ def test_four_instances_each_on_its_own_association(adapter: AdapterWorld) -> No
         adapter.send(aetitle, [one])
     (job,) = adapter.completed(aetitle, 1)
     assert adapter.payload(job) == as_sent(study)
+
+
+def is_overdue(group: Group) -> bool:
+    """Whether nothing came for its timeout, and the grouper has had a second to see that."""
+    return group.due is not None and datetime.now(UTC) > group.due + timedelta(seconds=1)
+
+
+def test_a_modality_that_says_what_it_makes(adapter: AdapterWorld) -> None:
+    """Pauses that are longer than the timeout; one job with all, at once when the modality says that it was all."""
+    aetitle, study = adapter.aetitle(timeout_s=0.5, expect="mpps"), study_of(3)
+    uid, step = str(study[0].StudyInstanceUID), new_uid("1.2.826.0.1.3680043.10.543.9.")
+    assert tell(adapter.port, aetitle, step, begun(uid), begins=True).Status == 0
+    for part in (study[:1], study[1:]):
+        adapter.send(aetitle, part)
+        eventually(lambda part=part: [one.instances for one in adapter.groups(aetitle)] == [1 if len(part) == 1 else 3])
+        eventually(lambda: is_overdue(adapter.groups(aetitle)[0]))
+        (group,) = adapter.groups(aetitle)
+        assert group.state is GroupState.OPEN
+    assert group.instances == 3
+    made = {str(study[0].SeriesInstanceUID): [str(one.SOPInstanceUID) for one in study]}
+    assert tell(adapter.port, aetitle, step, performed("COMPLETED", made)).Status == 0
+    (job,) = adapter.completed(aetitle, 1)
+    assert adapter.payload(job) == as_sent(study)
+    (group,) = adapter.groups(aetitle)
+    assert group.rule == "all 3 expected instances came (its modality, by MPPS)"
+    assert 'clara_flow_procedure_steps{status="COMPLETED"}' in adapter.gateway.get("/metrics").text
 
 
 @pytest.mark.parametrize("late", ["new", "rerun", "ignore"])

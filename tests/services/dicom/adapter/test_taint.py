@@ -28,6 +28,7 @@ from services.dicom.adapter.planted import (
     planted,
     refusing_with_a_comment,
     send_by_every_door,
+    tell_of_steps,
 )
 from services.dicom.export import peers
 from tiny.pipelines import scripted
@@ -80,6 +81,7 @@ def test_no_planted_identifier_is_told(adapter: AdapterWorld, tmp_path: Path) ->
         failing = adapter.aetitle(adapter.pipeline(reader), adapter.pipeline(scripted("a", script="fail:3")))
         unknown = adapter.aetitle("/nowhere/zq.yaml")
         study = planted()
+        tell_of_steps(adapter, failing, study)
         adapter.send(failing, study)
         adapter.send(unknown, planted())
         requests = ask_for_a_patient(adapter, tmp_path, gossiping)

@@ -23,7 +23,7 @@ from clara_flow.settings import load_settings
 
 TABLES = (
     "dicom_groups, dicom_instances, dicom_submissions, dicom_associations, dicom_journals, dicom_aetitles, "
-    "dicom_destinations, leases, nodes, quotas, job_operators, jobs, pipelines, payloads"
+    "dicom_destinations, dicom_procedure_steps, leases, nodes, quotas, job_operators, jobs, pipelines, payloads"
 )
 
 

@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 
 from clara_flow.records.dicom_group_queries import GroupFacts, SeriesFacts
 from clara_flow.records.dicom_lines import SERIES_TAG, STUDY_TAG
+from clara_flow.records.dicom_models import StepStatus
+from clara_flow.records.dicom_steps import StepFacts
 from clara_flow.services.dicom.grouping.completeness import (
     HELD_OPEN_S,
     Expected,
+    Performed,
+    Verdict,
     from_attributes,
     from_history,
+    from_steps,
     verdict,
 )
 from clara_flow.services.dicom.grouping.watch import COME_BACK_S, Watch
@@ -69,20 +74,39 @@ def test_what_was_not_released_waits() -> None:
 @given(
     instances=st.integers(1, 20), opened=st.integers(0, 2), unreleased=st.integers(0, 3),
     idle_s=st.floats(0, 20), timeout_s=st.floats(0, 10), expected=st.none() | st.integers(1, 20),
+    performed=st.sampled_from([None, Performed(waits="more"), Performed(whole=3)]), mpps_timeout_s=st.floats(0, 15),
 )  # fmt: skip
 def test_a_group_never_waits_for_nothing(
-    instances: int, opened: int, unreleased: int, idle_s: float, timeout_s: float, expected: int | None
+    instances: int,
+    opened: int,
+    unreleased: int,
+    idle_s: float,
+    timeout_s: float,
+    expected: int | None,
+    performed: Performed | None,
+    mpps_timeout_s: float,
 ) -> None:
     """It is complete, or a time is known at which it is, or an event is that it waits for."""
     one = facts(instances=instances, open_associations=opened, unreleased=unreleased)
     told = Expected(expected, "x") if expected else None
-    found = verdict(one, idle_s=idle_s, timeout_s=timeout_s, expected=told)
+
+    def after(silence_s: float) -> Verdict:
+        return verdict(
+            one,
+            idle_s=silence_s,
+            timeout_s=timeout_s,
+            expected=told,
+            performed=performed,
+            mpps_timeout_s=mpps_timeout_s,
+        )
+
+    found = after(idle_s)
     if found.is_complete:
         assert not unreleased
     elif not unreleased:
         assert found.wait_s is not None
         assert found.wait_s > 0
-        assert verdict(one, idle_s=idle_s + found.wait_s + 1e-6, timeout_s=timeout_s, expected=told).is_complete
+        assert after(idle_s + found.wait_s + 1e-6).is_complete
 
 
 @pytest.mark.parametrize(
@@ -124,6 +148,56 @@ T1, T2 = ("MR", "T1"), ("MR", "T2")
 def test_history(one: GroupFacts, earlier: list[Any], expected: int | None) -> None:
     found = from_history(one, earlier)
     assert (found.instances if found else None) == expected
+
+
+IN_PROGRESS, COMPLETED, DISCONTINUED = StepStatus
+GOES_ON = Performed(waits="the end of a procedure step")
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([], None),
+        ([StepFacts(IN_PROGRESS)], GOES_ON),
+        ([StepFacts(COMPLETED, 3, 3, 0)], Performed(whole=3)),
+        ([StepFacts(COMPLETED, 3, 3, 0), StepFacts(IN_PROGRESS)], GOES_ON),
+        ([StepFacts(COMPLETED, 3, 3, 0), StepFacts(COMPLETED, 2, 2, 0)], Performed(whole=5)),
+        (
+            [StepFacts(COMPLETED, 3, 3, 0), StepFacts(COMPLETED, 2, 0, 2)],
+            Performed(waits="2 of 5 instances that its modality made"),
+        ),
+        ([StepFacts(COMPLETED, 3, 2, 0)], None),  # the third is in an earlier group
+        ([StepFacts(COMPLETED, 3, 0, 0)], None),  # all of it is
+        ([StepFacts(COMPLETED, 3, 0, 0), StepFacts(COMPLETED, 2, 2, 0)], Performed(whole=2)),
+        ([StepFacts(COMPLETED)], None),  # it made nothing
+        ([StepFacts(COMPLETED), StepFacts(COMPLETED, 2, 2, 0)], Performed(whole=2)),
+        ([StepFacts(DISCONTINUED, 3, 2, 1)], None),
+        ([StepFacts(DISCONTINUED)], None),
+        ([StepFacts(DISCONTINUED, 3, 2, 1), StepFacts(COMPLETED, 2, 2, 0)], None),
+        ([StepFacts(DISCONTINUED, 3, 0, 0), StepFacts(COMPLETED, 2, 2, 0)], Performed(whole=2)),
+        ([StepFacts(DISCONTINUED), StepFacts(IN_PROGRESS)], GOES_ON),
+    ],
+)
+def test_steps(steps: list[StepFacts], expected: Performed | None) -> None:
+    assert from_steps(steps) == expected
+
+
+def test_what_the_modality_says_counts_before_all_others() -> None:
+    whole, eleven = facts(instances=11), Expected(99, "somebody")
+    found = verdict(whole, idle_s=0, timeout_s=60, expected=eleven, performed=Performed(whole=10))
+    assert found.rule == "all 10 expected instances came (its modality, by MPPS)"
+    held = verdict(whole, idle_s=999, timeout_s=1, expected=TEN, performed=GOES_ON, mpps_timeout_s=1000)
+    assert (held.is_complete, held.wait_s) == (False, 1)
+    assert verdict(whole, idle_s=1000, timeout_s=1, performed=GOES_ON, mpps_timeout_s=1000).is_complete
+    sending = replace(whole, open_associations=1)
+    assert not verdict(sending, idle_s=0, timeout_s=1, performed=Performed(whole=10)).is_complete
+    assert verdict(sending, idle_s=HELD_OPEN_S, timeout_s=1, performed=Performed(whole=10)).is_complete
+    assert not verdict(replace(whole, unreleased=1), idle_s=9, timeout_s=1, performed=Performed(whole=10)).is_complete
+
+
+def test_two_steps_that_made_the_same_instance() -> None:
+    found = verdict(facts(instances=3), idle_s=0, timeout_s=60, performed=Performed(whole=4))
+    assert found.rule == "all 3 expected instances came (its modality, by MPPS)"
 
 
 def test_clocks_that_are_set_change_nothing() -> None:

@@ -58,7 +58,10 @@ def test_claras_settings_and_their_defaults() -> None:
         ({}, "pipeline-<label>: at least one is needed"),
         ({"pipeline-": "x"}, "pipeline-: there is no such setting; did you mean pipeline-<label>"),
         ({"pipeline-a": " "}, "pipeline-a: names no pipeline"),
-        ({"pipeline-a": "x", "timeuot": "3"}, "timeuot: there is no such setting; did you mean timeout?"),
+        (
+            {"pipeline-a": "x", "timeuot": "3"},
+            "timeuot: there is no such setting; did you mean timeout or mppsTimeout?",
+        ),
         ({"pipeline-a": "x", "groupby": "3"}, "did you mean groupBy"),
         ({"pipeline-a": "x", "zzz": "3"}, "zzz: there is no such setting; it takes timeout, groupBy"),
         ({"pipeline-a": "x", "timeout": "-1"}, "timeout: takes a number of seconds"),

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from dicom_mpps import begun, performed
 from services.dicom.wire.conftest import Listening
 from services.dicom.wire.scripted_peer import (
     COMMITMENT,
     EXPLICIT,
     IMPLICIT,
     MR,
+    PROCEDURE_STEP,
     RELEASE_RQ,
     VERIFICATION,
     ScriptedPeer,
@@ -29,6 +31,7 @@ from services.dicom.wire.scripted_peer import (
     data_pdu,
     data_set,
     echo_rq,
+    encoded,
     item,
     store_rq,
     user_identity,
@@ -37,16 +40,26 @@ from services.dicom.wire.scripted_peer import (
 from waiting import eventually
 
 FACTOR = int(os.environ.get("SOAK", "1"))
-CONTEXTS = (context(1, MR, EXPLICIT, IMPLICIT), context(3, VERIFICATION, EXPLICIT), context(5, COMMITMENT, IMPLICIT))
+CONTEXTS = (
+    context(1, MR, EXPLICIT, IMPLICIT),
+    context(3, VERIFICATION, EXPLICIT),
+    context(5, COMMITMENT, IMPLICIT),
+    context(7, PROCEDURE_STEP, IMPLICIT),
+)
 REQUEST = associate_rq(
     *CONTEXTS, user=user_information(item(0x54, b"\0\x19" + MR.encode() + b"\1\0"), user_identity(2, b"a", b"b"))
 )
 ACTION = command_set({3: COMMITMENT, 0x0100: 0x130, 0x0110: 3, 0x0800: 0, 0x1001: "1.2.840.10008.1.20.1.1", 0x1008: 1})
+STEP = {0x0002: PROCEDURE_STEP, 0x0003: PROCEDURE_STEP, 0x0110: 3, 0x0800: 0, 0x1000: "1.2.7", 0x1001: "1.2.7"}
+BEGIN, END = (command_set({**STEP, 0x0100: field}) for field in (0x140, 0x120))
 STORED = data_pdu(1, store_rq(), command=True) + data_pdu(1, data_set(), command=False)
 SEEDS = (
     STORED,
     data_pdu(3, echo_rq(), command=True),
     data_pdu(5, ACTION, command=True) + data_pdu(5, data_set(IMPLICIT), command=False),
+    data_pdu(7, BEGIN, command=True) + data_pdu(7, encoded(begun("1.2.3"), IMPLICIT), command=False),
+    data_pdu(7, END, command=True)
+    + data_pdu(7, encoded(performed(None, {"1.2.3.1": ["1.2.3.1.1"]}), IMPLICIT), command=False),
     RELEASE_RQ,
 )
 NUMBERS = (
@@ -111,7 +124,8 @@ def assert_sound(target: Listening, tmp_path: Path) -> None:
         assert peer.store(store_rq(), data_set()) == 0
         peer.release()
     assert {path.name for path in tmp_path.iterdir()} == {"spool", "heartbeats"}
-    assert {path.name for path in target.options.spool.iterdir()} == {"config.json", "instances", "journals", "slots"}
+    places = {path.name for path in target.options.spool.iterdir()}
+    assert places - {"steps"} == {"config.json", "instances", "journals", "slots"}
     assert {target.options.spool / entry.path for entry in target.stored()} == set(target.files())
 
 
@@ -136,8 +150,8 @@ def test_mutated_command_sets(target: Listening, tmp_path: Path) -> None:
     for _ in range(300 * FACTOR):
         messages = []
         for _ in range(10):
-            command = mutated(chance.choice((store_rq(), echo_rq(), ACTION)), chance)
-            number = chance.choice((1, 3, 5))
+            command = mutated(chance.choice((store_rq(), echo_rq(), ACTION, BEGIN, END)), chance)
+            number = chance.choice((1, 3, 5, 7))
             messages += [data_pdu(number, command, command=True), data_pdu(number, data_set(), command=False)]
         tried(target.port, associate_rq(*CONTEXTS), *messages)
     assert_sound(target, tmp_path)
