@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import docker_engine as engines
+import hypothesis
 import pytest
 from brain_model_fixture import brain_model  # noqa: F401
 from house_fixture import house, input_folder  # noqa: F401
@@ -15,6 +16,10 @@ from platform_fixture import platform, platform_settings  # noqa: F401
 
 from clara_flow.infra.images.build import ImageBuilder
 from clara_flow.infra.images.catalog import bundled
+
+# A busy machine is slow: that is no fault of what is tested.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 # Platforms of tests neither receive DICOM nor serve REST, unless a test wants them to: tests/services/dicom does.
 os.environ["CLARA_FLOW_DICOM_PORT"] = os.environ["CLARA_FLOW_GATEWAY_PORT"] = "0"

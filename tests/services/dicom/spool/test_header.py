@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
@@ -81,7 +81,6 @@ def by_pydicom(content: bytes, syntax: str) -> InstanceFacts:
     )
 
 
-@settings(deadline=None)
 @given(data_sets(), st.sampled_from(SYNTAXES), st.lists(st.integers(1, 3000), min_size=1, max_size=20))
 def test_it_says_what_pydicom_says(dataset: Dataset, syntax: str, sizes: list[int]) -> None:
     content = encoded(dataset, syntax)

@@ -1,7 +1,11 @@
-"""Whatever comes, the header scanner ends, and raises nothing but ValueError."""
+"""Whatever comes, the header scanner ends, and raises nothing but ValueError.
+
+SOAK=n takes n times as many mutants.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from itertools import repeat
 
@@ -14,7 +18,7 @@ from services.dicom.spool.data_sets import KEYS, SYNTAXES, data_sets, encoded, e
 from clara_flow.services.dicom.header import HeaderScanner
 
 pytestmark = pytest.mark.filterwarnings("ignore:(Found unknown escape|Failed to decode byte)")  # pydicom's
-MUTANTS = 2_500  # of each transfer syntax
+MUTANTS = 2_500 * int(os.environ.get("SOAK", "1"))  # of each transfer syntax
 HEADS = [
     b"\xfe\xff\x00\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\x00\x00\x00\x00", b"\xfe\xff\xdd\xe0\x00\x00\x00\x00",
     b"\x08\x00\x10\x11SQ\x00\x00\xff\xff\xff\xff", b"\x09\x00\x10\x11\xff\xff\xff\xff", b"\xff\xff\xff\xff",
