@@ -9,6 +9,7 @@ afterwards. The commented reference file is printed by this module:
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import logging
 import os
@@ -196,6 +197,12 @@ class Settings(BaseSettings):
         True, description="Whether the files of a job are removed some time after its last delivery."
     )
     results_retention_s: float = Field(28_800, ge=0, description="That time.")
+    results_trusted_networks: tuple[str, ...] = Field(
+        (),
+        description="Addresses and networks whose agents ask the results service (/api/tasks) without gateway_token: "
+        "Clara's own can bring none.",
+        examples=[["127.0.0.1", "10.1.2.0/24"]],
+    )
     dicom_record_retention_s: float = Field(
         7_776_000,
         ge=0,
@@ -303,6 +310,16 @@ class Settings(BaseSettings):
         if url is not None and urlsplit(url.get_secret_value()).scheme.partition("+")[0] not in DATABASE_SCHEMES:
             raise ValueError("is no PostgreSQL address; write postgresql://user:password@host/database")
         return url
+
+    @field_validator("results_trusted_networks")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for text in networks:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError:
+                raise ValueError(f"{text!r} is no address and no network; write 10.1.2.3 or 10.1.2.0/24") from None
+        return networks
 
     @field_validator("prefect_api_url")
     @classmethod

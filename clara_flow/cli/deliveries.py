@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clara_flow.cli.completion import names_of
 from clara_flow.cli.records import DataDir, records
 from clara_flow.cli.tables import print_table, shown_duration
 
@@ -23,7 +24,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Deliveries = Annotated[list[str], typer.Argument(help="Ids of deliveries, or the beginnings of them.")]
-Destination = Annotated[str | None, typer.Option("--destination", "-d", help="Only those for this destination.")]
+Destination = Annotated[
+    str | None,
+    typer.Option(
+        "--destination", "-d", help="Only those for this destination.", autocompletion=names_of("list_destinations")
+    ),
+]
 SHOWN_DIGITS = 8
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clara_flow.cli.completion import names_of
 from clara_flow.cli.dicom_aetitle_settings import ARGUMENT, PIPELINE, merged_settings, pairs
 from clara_flow.cli.dicom_rows import Json, Replace, facts_of, merged, print_json, put, shown_time
 from clara_flow.cli.records import DataDir, records
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
-Name = Annotated[str, typer.Argument(help="Name of the AE title; the AE title itself where it was given no other.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="Name of the AE title; the AE title itself where it was given no other.",
+        autocompletion=names_of("list_aetitles"),
+    ),
+]
 
 
 @app.callback()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clara_flow.cli.completion import names_of
 from clara_flow.cli.dicom_rows import Json, Outcome, Replace, facts_of, merged, print_json, put
 from clara_flow.cli.records import DataDir, records
 from clara_flow.cli.tables import print_table
@@ -21,7 +22,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 
 LOOKED_AT = 100
 
-Name = Annotated[str, typer.Argument(help="Name of the destination, in any case.")]
+Name = Annotated[
+    str, typer.Argument(help="Name of the destination, in any case.", autocompletion=names_of("list_destinations"))
+]
 
 
 @app.callback()

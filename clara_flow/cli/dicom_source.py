@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clara_flow.cli.completion import names_of
 from clara_flow.cli.dicom_rows import Json, Replace, facts_of, merged, print_json, put
 from clara_flow.cli.records import DataDir, records
 from clara_flow.cli.tables import print_table
@@ -125,7 +126,14 @@ def list_(json_: Json = False, data_dir: DataDir = None) -> None:
 
 @app.command()
 def delete(
-    ae_title: Annotated[str, typer.Argument(metavar="AETITLE", help="What the sender calls itself.")],
+    ae_title: Annotated[
+        str,
+        typer.Argument(
+            metavar="AETITLE",
+            help="What the sender calls itself.",
+            autocompletion=names_of("list_sources", "ae_title"),
+        ),
+    ],
     data_dir: DataDir = None,
 ) -> None:
     """Let a sender send no more. Associations that it has go on.

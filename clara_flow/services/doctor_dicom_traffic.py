@@ -8,6 +8,8 @@ from clara_flow.infra.images.catalog import installed
 from clara_flow.infra.postgres import records_url
 from clara_flow.records import dicom_config
 from clara_flow.records.database import connect
+from clara_flow.services.dicom.heartbeats import SILENT_AFTER_S, read_all
+from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.wanted_destinations import missing_destinations
 from clara_flow.services.dicom_traffic import Target, Traffic, traffic
 from clara_flow.services.findings import Finding, Findings, Level
@@ -15,6 +17,7 @@ from clara_flow.services.state_file import StateFile
 from clara_flow.settings import Settings
 
 CHECK = "dicom traffic"
+LOOPS = frozenset({"adapter", "snapshot", "grouper", "exporter", "cleanup", "inference"})  # of every adapter
 
 
 def check_dicom_traffic(settings: Settings) -> Findings:
@@ -29,7 +32,12 @@ def check_dicom_traffic(settings: Settings) -> Findings:
         except ClaraFlowError as error:
             yield Finding(CHECK, Level.NOTE, f"cannot be looked at: {error}")
             return
-        troubles = [*_in(now, settings), *_aetitles(house), *(found for one in now.targets for found in _out(one))]
+        troubles = [
+            *_loops(settings),
+            *_in(now, settings),
+            *_aetitles(house),
+            *(found for one in now.targets for found in _out(one)),
+        ]
     finally:
         engine.dispose()
     if troubles:
@@ -39,6 +47,14 @@ def check_dicom_traffic(settings: Settings) -> Findings:
         who = senders if settings.dicom_reject_unknown_sources else "everybody"
         targets = ", ".join(target.name for target in now.targets) or "no destination"
         yield Finding(CHECK, Level.OK, f"{who} may send to {', '.join(now.aetitles)}; results go to {targets}")
+
+
+def _loops(settings: Settings) -> Findings:
+    """Those that hang or break again and again; where they wait for something, their log says for what."""
+    for beat in read_all(Places.of(settings).heartbeats):
+        if beat.name in LOOPS and beat.age_s > SILENT_AFTER_S:
+            text = f"the {beat.name} was last heard of {beat.age_s:.0f} s ago"
+            yield Finding(CHECK, Level.NOTE, text, f"Look into {settings.data_dir / 'logs' / 'dicom.log'}.")
 
 
 def _in(now: Traffic, settings: Settings) -> Findings:

@@ -59,7 +59,8 @@ def create_app(house: House) -> FastAPI:
     problems.install(app)
     app.add_middleware(BodyLimit)
     if house.settings.gateway_token is not None:
-        app.add_middleware(BearerToken, token=house.settings.gateway_token)
+        trusted = house.settings.results_trusted_networks
+        app.add_middleware(BearerToken, token=house.settings.gateway_token, trusted=trusted)
     return app
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any, cast
 import pytest
 import sqlalchemy as sa
 from dcmtk import Storescp
+from platform_fixture import CLARA_FLOW
 from postgres_fixture import database_url  # noqa: F401
 from sqlmodel import Session
 
@@ -323,6 +326,40 @@ def test_a_destination_is_tried(command: Command, tmp_path: Path) -> None:
     assert status == 0
     assert [step["name"] for step in json.loads(out)] == ["name", "connection", "association", "echo", "store"]
     assert len(peer.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("dicom destination te", ["test"]),
+        ("dicom destination test p", ["PACS"]),
+        ("dicom aetitle show ", ["BRAIN"]),
+        ("dicom source delete C", ["CT"]),
+        ("results list --destination P", ["PACS"]),
+    ],
+)
+def test_the_shell_completes_commands_and_names(
+    command: Command,
+    database_url: str,  # noqa: F811
+    tmp_path: Path,
+    typed: str,
+    offered: list[str],
+) -> None:
+    command("aetitle", "add", "BRAIN", "-p", "brain-extraction")
+    command("source", "add", "CT", "--host", "10.0.0.1")
+    command("destination", "add", "PACS", "--aetitle", "P", "--host", "10.0.0.1", "--port", "104")
+    words = f"clara-flow {typed}"
+    environment = {
+        "CLARA_FLOW_DATABASE_URL": database_url,
+        "CLARA_FLOW_DATA_DIR": str(tmp_path),
+        "_CLARA_FLOW_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = subprocess.run(
+        [CLARA_FLOW], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (offered, "")
 
 
 def test_without_a_database_it_says_what_to_do(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

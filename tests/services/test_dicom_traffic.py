@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,6 +86,18 @@ def test_all_is_well(settings: Settings, engine: sa.Engine) -> None:
         "received      nothing yet",
         "destination   PACS works",
     ]
+
+
+def test_a_loop_that_hangs_is_named(settings: Settings, engine: sa.Engine) -> None:
+    configure(engine)
+    folder = Places.of(settings).heartbeats
+    folder.mkdir(parents=True)
+    (folder / "grouper.json").write_text(
+        json.dumps({"at": time.time() - 95, "boot": "an earlier one", "pid": 1, "facts": {}})
+    )
+    (found,) = examined(settings)
+    assert (found.level, found.text.rpartition(" ")[0][:31]) == (Level.NOTE, "the grouper was last heard of 9")
+    assert "dicom.log" in found.remedy
 
 
 def test_what_keeps_results_from_arriving(settings: Settings, engine: sa.Engine) -> None:

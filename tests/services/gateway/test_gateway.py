@@ -42,6 +42,30 @@ def test_the_token_opens(database_url: str, tmp_path: Path, path: str, header: s
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    ("trusted", "path", "status"),
+    [
+        ((), "/api/tasks/ClaraSCU/pending", 401),
+        (("10.1.0.0/16",), "/api/tasks/ClaraSCU/pending", 401),
+        (("10.1.0.0/16", "127.0.0.1"), "/api/tasks/ClaraSCU/pending", 200),
+        (("127.0.0.0/8",), "/api/tasks", 200),
+        (("127.0.0.0/8",), "/api/tasks-of-others", 401),
+        (("127.0.0.0/8",), "/api/config/claraaetitle", 401),
+    ],
+)
+def test_agents_without_a_token_are_let_in_from_trusted_networks_alone(
+    database_url: str, tmp_path: Path, trusted: tuple[str, ...], path: str, status: int
+) -> None:
+    """Those of Clara bring none; only the results service is theirs."""
+    more = {"gateway_token": SecretStr(TOKEN), "results_trusted_networks": trusted}
+    with (
+        house_on(database_url, tmp_path, **more) as house,
+        served(create_app(house), house.settings.gateway_port) as url,
+        client(url) as asking,
+    ):
+        assert asking.get(path).status_code == status
+
+
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 def test_no_page_loads_scripts_from_elsewhere(gateway: httpx.Client, path: str) -> None:
     assert gateway.get(path).status_code == 404
