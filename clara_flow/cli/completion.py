@@ -10,7 +10,7 @@ Complete = Callable[[typer.Context, str], list[str]]
 
 
 def names_of(listing: str, column: str = "name") -> Complete:
-    """Completes what stands in `column` of the rows that `records.dicom_config.<listing>` gives, in any case."""
+    """Completes what stands in `column` of the rows that `records.dicom_config.<listing>` gives."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         from clara_flow.cli.records import records
@@ -22,6 +22,6 @@ def names_of(listing: str, column: str = "name") -> Complete:
                 names = [str(getattr(row, column)) for row in getattr(dicom_config, listing)(engine)]
         except ClaraFlowError:  # no platform, no names: Tab is no place for messages
             return []
-        return [name for name in names if name.lower().startswith(incomplete.lower())]
+        return [name for name in names if name.startswith(incomplete)]
 
     return complete

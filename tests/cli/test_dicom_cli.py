@@ -332,7 +332,7 @@ def test_a_destination_is_tried(command: Command, tmp_path: Path) -> None:
     ("typed", "offered"),
     [
         ("dicom destination te", ["test"]),
-        ("dicom destination test p", ["PACS"]),
+        ("dicom destination test P", ["PACS"]),
         ("dicom aetitle show ", ["BRAIN"]),
         ("dicom source delete C", ["CT"]),
         ("results list --destination P", ["PACS"]),
