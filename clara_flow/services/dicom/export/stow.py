@@ -127,6 +127,11 @@ class StowSender:
     def _store(self, parts: list[Part], tell: Tell, hold: Hold) -> None:
         response = self._post(parts, hold)
         status = response.status_code
+        if 200 <= status < 300 and not _speaks_dicomweb(response):
+            raise DestinationFailed(
+                "server",
+                f"the destination answered {_status_in_words(status)}, but not in DICOMweb's way: is its URL right?",
+            )
         if status in TRY_SINGLY and len(parts) > 1:
             for part in parts:
                 self._store([part], tell, hold)
@@ -193,6 +198,14 @@ class StowSender:
             return authorization(self._secret())
         except ClaraFlowError as error:
             raise DestinationFailed("credentials", str(error)) from None
+
+
+def _speaks_dicomweb(response: httpx.Response) -> bool:
+    """Whether this may be what a STOW-RS service says to success: DICOM JSON, XML, or nothing; no page for people."""
+    if not response.content:
+        return True
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind.endswith(("json", "xml")) and kind != "application/xhtml+xml"
 
 
 def _verdict(response: httpx.Response, file: Outgoing, *, is_alone: bool) -> Verdict:

@@ -64,6 +64,15 @@ def test_silence_about_a_file_is_success_with_200_alone(world: World) -> None:
     assert (ended.state, ended.retries, len(peer.requests)) == (SUCCEEDED, 1, 2)
 
 
+def test_a_page_for_people_is_no_success(world: World) -> None:
+    with stow_peer(lambda sent, number: (200, b"<html>Welcome</html>")) as peer, world.exporting():
+        world.stow("WEB", peer.url)
+        (delivery,) = world.register("WEB", *world.images(1), agent=AGENT)
+        ended = world.ended(delivery)
+    assert ended.state is FAILED
+    assert "200 OK, but not in DICOMweb's way: is its URL right?" in ended.message
+
+
 def test_one_file_that_is_refused_does_not_refuse_the_others(world: World) -> None:
     files = world.images(3)
     bad = str(dcmread(files[1]).SOPInstanceUID)
