@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         ("0008,0020", "0008,0060", "0008,1030", "0008,103E", "0020,000D"),
         description="Which attributes. Patients' names and numbers are for you to add.",
     )
-    dicom_submit_retries: int = Field(3, ge=0, description="How often making a job of a group is tried again.")
+    dicom_submit_retries: int = Field(3, ge=0, description="How often a group or an inference request is tried again.")
     dicom_submit_retry_delay_s: float = Field(180, ge=0, description="Pause before it is tried again.")
     dicom_scu_ae_title: str = Field(
         "ClaraSCU",

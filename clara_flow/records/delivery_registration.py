@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
 from clara_flow.errors import Conflict, InputError, StaleOwner
-from clara_flow.records import transitions
+from clara_flow.records import inference, transitions
 from clara_flow.records.database import transaction
 from clara_flow.records.delivery_steps import clock, offer
 from clara_flow.records.dicom_models import Delivery, DeliveryState
@@ -93,6 +93,7 @@ def register(
     uris: Sequence[str],
     delivery_id: uuid.UUID | None = None,
     own_agents: Collection[str] = (),
+    stow_agent: str = "",
     owner: Owner | None = None,
 ) -> list[Delivery]:
     """Register files of a payload for delivery. Returns the tasks that there are then.
@@ -102,6 +103,8 @@ def register(
                 named, each task's is made of it and the destination (UUID version 5).
     own_agents  names of the agents that are ours: several destinations in the parameters become a task each, whose
                 parameters name that one, as Clara's exporters expect it.
+    stow_agent  the one of them that delivers by STOW-RS: results of an inference request's job that are registered for
+                it go to each DICOMweb server that the request names, too; each is a task of its own.
     owner       the runner of the job: nothing is registered for a job that is not its own any more.
 
     Raises InputError for what cannot be delivered, StaleOwner, and Conflict where other files were registered under the
@@ -113,20 +116,23 @@ def register(
     key = delivery_id or uuid.uuid4()
     ours = agent.casefold() in {own.casefold() for own in own_agents}
     split = {_id_of(key, name): (name, json.dumps(name)) for name in destinations_in(parameters)} if ours else {}
-    common = {
+    common: dict[str, Any] = {
         "job_id": checked_text(str(job_id)),
         "pipeline_id": checked_text(str(pipeline_id)),
         "payload_id": checked_text(str(payload_id)),
         "agent": agent,
         "uris": names,
     }
-    rows: list[dict[str, Any]] = [
-        {"id": task_id, "destination": destination, "parameters": text, **common}
-        for task_id, (destination, text) in (split or {key: ("", checked_text(parameters))}).items()
-    ]
     with transaction(engine) as session:
         if owner is not None:
             _check_owner(session, job_id, owner)
+        if stow_agent and agent.casefold() == stow_agent.casefold():
+            for output in inference.outputs_of_job(session, common["job_id"], common["payload_id"]):
+                split[_id_of(key, output.destination)] = output.destination, checked_text(parameters)
+        rows: list[dict[str, Any]] = [
+            {"id": task_id, "destination": destination, "parameters": text, **common}
+            for task_id, (destination, text) in (split or {key: ("", checked_text(parameters))}).items()
+        ]
         now = clock(session)
         _store(session, rows, now)
         query = select(Delivery).where(col(Delivery.id).in_([row["id"] for row in rows]))

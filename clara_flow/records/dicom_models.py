@@ -412,7 +412,10 @@ class CommitmentReport(Record, table=True):
 
 
 class InferenceRequest(Record, table=True):
-    """A REST inference request. `body` is as it came; fetched: what was retrieved already, so that a retry goes on."""
+    """A REST inference request. `body` is as it came; fetched: what was retrieved already, so that a retry goes on.
+
+    outputs         DICOMweb servers that its results go to, as `records.inference.Output`.
+    """
 
     __tablename__ = "inference_requests"
 
@@ -423,6 +426,7 @@ class InferenceRequest(Record, table=True):
     job_id: uuid.UUID = Field(index=True)
     payload_id: uuid.UUID
     fetched: dict[str, Any] = mapping()
+    outputs: list[dict[str, str]] = sequence()
     attempts: int = counted()
     not_before: datetime | None = moment()
     message: str = text()

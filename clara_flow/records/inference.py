@@ -5,35 +5,68 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import Session, col, select
 
 from clara_flow.errors import Conflict, NotFound
-from clara_flow.records.database import reading, transaction
+from clara_flow.records.database import reading, statements, transaction
 from clara_flow.records.delivery_steps import clock
-from clara_flow.records.dicom_models import InferenceRequest, InferenceState, InferenceStatus
+from clara_flow.records.dicom_models import (
+    Delivery,
+    DeliveryState,
+    InferenceRequest,
+    InferenceState,
+    InferenceStatus,
+)
+from clara_flow.records.models import Job
 
 CHANNEL = "clara_flow_inference"
 DIGEST, ITEMS = "digest", "items"  # keys of `InferenceRequest.fetched`
+INPUTS, OUTPUTS = "inputresources", "outputresources"
+OUTPUT = "output/"  # begins the names of servers that requests name; names of destinations have no slash
+SHOWN_HOST, DIGITS = 100, 20
 SECRETS = frozenset({"authid", "apikey"})
 HIDDEN = "***"
 
 
-def submit(engine: sa.Engine, transaction_id: str, body: Mapping[str, Any]) -> InferenceRequest:
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A DICOMweb server that results of a request go to. authorization: the header's value, "" for none."""
+
+    uri: str
+    authorization: str = ""
+
+    @property
+    def destination(self) -> str:
+        """Names it in deliveries: the same for all requests with this address, and no configured destination's name."""
+        digest = hashlib.sha256(self.uri.encode()).hexdigest()
+        return f"{OUTPUT}{(urlsplit(self.uri).hostname or '')[:SHOWN_HOST]}/{digest[:DIGITS]}"
+
+
+def submit(
+    engine: sa.Engine, transaction_id: str, body: Mapping[str, Any], outputs: Sequence[Output] = ()
+) -> InferenceRequest:
     """Queue a request; the same one again gives what it gave the first time.
+
+    outputs     where its results go; of several with one address, the first counts.
 
     Raises Conflict when another request has that transaction id.
     """
     digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     now = datetime.now(UTC)
+    distinct = {output.destination: output for output in reversed(outputs)}
     new = InferenceRequest(
-        transaction_id=transaction_id, body=dict(body), job_id=uuid.uuid4(), payload_id=uuid.uuid4(),
-        fetched={DIGEST: digest, ITEMS: []}, created=now, updated=now,
+        transaction_id=transaction_id, body=_without(OUTPUTS, body), job_id=uuid.uuid4(), payload_id=uuid.uuid4(),
+        fetched={DIGEST: digest, ITEMS: []}, outputs=[asdict(output) for output in reversed(distinct.values())],
+        created=now, updated=now,
     )  # fmt: skip
     values = {column.name: getattr(new, key) for key, column in sa.inspect(InferenceRequest).columns.items()}
     with transaction(engine) as session:
@@ -115,8 +148,10 @@ def complete(engine: sa.Engine, transaction_id: str, status: InferenceStatus, *,
     """It is over. What it says to log in for its inputs is forgotten; its outputs' is still needed."""
     with transaction(engine) as session:
         row = _locked(session, transaction_id)
-        body = {name: without_secrets(value) if _is_input(name) else value for name, value in row.body.items()}
-        facts = {"status": status, "message": message, "not_before": None, "body": body}
+        body = _without(INPUTS, row.body)
+        facts: dict[str, Any] = {"status": status, "message": message, "not_before": None, "body": body}
+        if status is InferenceStatus.FAIL:
+            facts["outputs"] = []
         return _changed(session, transaction_id, state=InferenceState.COMPLETED, **facts)
 
 
@@ -130,8 +165,47 @@ def without_secrets(value: Any) -> Any:
     return [without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _is_input(name: str) -> bool:
-    return name.lower() == "inputresources"
+def outputs_of_job(session: Session, job_id: str, payload_id: str) -> list[Output]:
+    """Where results of a job go, if it is one of a request, or goes on from one; ids as texts, dashed or not."""
+    asked, payload = _uuid(job_id), _uuid(payload_id)
+    while asked is not None or payload is not None:
+        query = select(InferenceRequest).where(
+            sa.or_(col(InferenceRequest.job_id) == asked, col(InferenceRequest.payload_id) == payload)
+        )
+        if (row := session.exec(query).first()) is not None:
+            return [Output(**output) for output in row.outputs]
+        job = session.get(Job, asked) if asked is not None else None
+        asked, payload = (job.resumes if job is not None else None), None
+    return []
+
+
+def output_of(engine: sa.Engine, delivery_id: uuid.UUID) -> Output:
+    """Where that delivery goes, and how to log in there. Raises NotFound when its request is not known any more."""
+    with reading(engine) as session:
+        row = session.get(Delivery, delivery_id)
+        for output in outputs_of_job(session, row.job_id, row.payload_id) if row is not None else ():
+            if row is not None and output.destination.casefold() == row.destination.casefold():
+                return output
+    raise NotFound("the inference request that it is of is not known any more")
+
+
+def output_waited_for(engine: sa.Engine, destination: str) -> Output:
+    """The server of that name, of a delivery that waits or is under way. Raises NotFound."""
+    query = sa.select(col(Delivery.id)).where(
+        col(Delivery.destination) == destination,
+        col(Delivery.state).in_([DeliveryState.PENDING, DeliveryState.IN_PROGRESS]),
+    )
+    with statements(engine) as connection:
+        waiting = list(connection.execute(query.order_by(col(Delivery.created))).scalars())
+    for delivery_id in waiting:
+        with suppress(NotFound):  # somebody registered that name, for a job that is of no such request
+            return output_of(engine, delivery_id)
+    raise NotFound("no inference request that is known names that server")
+
+
+def _without(name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A body without the secrets of that member."""
+    return {key: without_secrets(value) if key.lower() == name else value for key, value in body.items()}
 
 
 def _locked(session: Session, transaction_id: str) -> InferenceRequest:

@@ -59,6 +59,17 @@ def get_pipeline(engine: sa.Engine, pipeline_id: uuid.UUID) -> Pipeline:
         return pipeline
 
 
+def newest_named(engine: sa.Engine, name: str) -> Pipeline | None:
+    """The newest version of the pipeline of that name; None when there is none."""
+    query = (
+        select(Pipeline)
+        .where(col(Pipeline.name) == name, ~sa.func.jsonb_exists(col(Pipeline.metadata_), VARIANT))
+        .order_by(col(Pipeline.created).desc())
+    )
+    with reading(engine) as session:
+        return session.exec(query.limit(1)).first()
+
+
 def to_deploy(engine: sa.Engine) -> list[Pipeline]:
     """The newest version of each pipeline, where no Prefect deployment runs it yet."""
     newest = (

@@ -67,6 +67,7 @@ async def register(job: JobContext, operator: PlanOperator, facts: Mapping[str, 
             uris=record["uris"],
             delivery_id=key_of(row.id, operator.name, record["agent"]),
             own_agents=(settings.dicom_scu_ae_title, settings.dicom_stow_agent),
+            stow_agent=settings.dicom_stow_agent,
             owner=job.owner,
         )
     except InputError as error:

@@ -16,6 +16,11 @@ def bundled_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob(f"*{SUFFIX}")))
 
 
+def bundled_definition(name: str) -> Path:
+    """The file of the bundled definition of that name."""
+    return _FOLDER / f"{name}{SUFFIX}"
+
+
 def find_definition(name_or_path: str | Path) -> Path:
     """The file of a definition: a path, or the name of a bundled one. A file that exists wins over a name.
 
@@ -29,7 +34,7 @@ def find_definition(name_or_path: str | Path) -> Path:
     if exists and not is_folder:
         return path
     if name in bundled_names():
-        return _FOLDER / f"{name}{SUFFIX}"
+        return bundled_definition(name)
     what = "is a folder, not a definition" if is_folder else "does not exist"
     raise InputError(
         f"{name} {what}; give the path of a pipeline definition or the name of a bundled one: "

@@ -8,26 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
-import sqlalchemy as sa
-from sqlmodel import col, select
-
-from clara_flow.deployments.trigger import Compiled, House, create_job
-from clara_flow.errors import ClaraFlowError, InputError, NotFound, PlatformError
-from clara_flow.plan import Plan
+from clara_flow.deployments.trigger import House, create_job
+from clara_flow.errors import ClaraFlowError, NotFound, PlatformError
 from clara_flow.records import inference, jobs
-from clara_flow.records.database import reading
 from clara_flow.records.dicom_models import InferenceRequest, InferenceState, InferenceStatus
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import remove_tree
-from clara_flow.records.models import BY_REQUEST, INSTANCES, TRIGGER, Pipeline
-from clara_flow.records.pipelines import get_pipeline
+from clara_flow.records.models import BY_REQUEST, INSTANCES, TRIGGER
 from clara_flow.services.dicom.grouping.names import job_name
+from clara_flow.services.dicom.grouping.pipelines import Pipelines
 from clara_flow.services.dicom.heartbeats import Heartbeats
 from clara_flow.services.dicom.inference_basket import Basket, NoRoom, Stopped
 from clara_flow.services.dicom.inference_fetch import fetch_dicomweb, fetch_fhir
@@ -45,20 +39,6 @@ OUTPUTS = "outputResources"
 SHOWN_FAULTS = 5
 
 
-def pipeline_of(engine: sa.Engine, reference: str) -> Pipeline:
-    """A registered pipeline: that of this id, else the newest of this name. Raises NotFound."""
-    try:
-        return get_pipeline(engine, uuid.UUID(reference))
-    except (ValueError, InputError):
-        pass
-    query = select(Pipeline).where(col(Pipeline.name) == reference).order_by(col(Pipeline.created).desc())
-    with reading(engine) as session:
-        found = next((row for row in session.exec(query) if not row.is_variant), None)
-    if found is None:
-        raise NotFound("there is no pipeline of the id or name that the Algorithm has; `clara-flow pipelines list`")
-    return found
-
-
 class InferenceWorker:
     """Works at requests, several at once."""
 
@@ -68,6 +48,7 @@ class InferenceWorker:
         self._folder = Places.of(settings).work / NAME
         self._heartbeats = Heartbeats(Places.of(settings).heartbeats)
         self._space = SpaceCheck(settings.data_dir, settings.dicom_watermark_percent, settings.dicom_reserve_mib)
+        self._pipelines = Pipelines(house)
         self._in_hand: dict[str, Future[None]] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -131,7 +112,9 @@ class InferenceWorker:
             self._fail(row, message or "nothing was fetched")
             return
         self._make_job(row, order, files)
-        self._succeed(row, message and f"made of what could be fetched; {message}")
+        notes = [f"made of what could be fetched; {message}"] if message else []
+        notes += [f"outputResources[{number}] gets nothing: results go to DICOMweb alone" for number in order.unused]
+        self._succeed(row, "; ".join(notes))
 
     def _fetch(self, order: Order, basket: Basket, on_fault: Callable[[str], None]) -> None:
         from clara_flow.services.dicom.inference_dimse import fetch_dimse
@@ -150,14 +133,6 @@ class InferenceWorker:
                     fetch_dimse(self.house.settings, number, resource, inputs, basket, landing, on_fault)
 
     def _make_job(self, row: InferenceRequest, order: Order, files: dict[str, Path]) -> None:
-        pipeline = pipeline_of(self.house.engine, order.pipeline)
-        compiled = Compiled(
-            text=pipeline.definition,
-            source=pipeline.source,
-            plan=Plan.model_validate(pipeline.plan),
-            arguments={},
-            is_variant=pipeline.is_variant,
-        )
         metadata = {TRIGGER: BY_REQUEST, "Source": order.transaction_id, INSTANCES: str(len(files))}
         if order.outputs:
             metadata[OUTPUTS] = json.dumps(
@@ -165,7 +140,7 @@ class InferenceWorker:
             )
         create_job(
             self.house,
-            compiled,
+            self._pipelines.named(order.pipeline),
             source=files,
             runtime=self.house.settings.runtime,
             name=job_name(order.transaction_id, order.name, datetime.now(UTC)),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from clara_flow.records.inference import Output
 from clara_flow.records.state_machine import JobPriority
 from clara_flow.services.dicom.wire.negotiation import is_uid
 from clara_flow.services.problems import Unprocessable
@@ -24,7 +25,7 @@ FHIR_ID = re.compile(r"(?!\.+$)[A-Za-z0-9.-]{1,64}")  # FHIR R4, 2.24.0.1; never
 DIMSE = re.compile(r"dimse://(?P<called>[^/@:]{1,16})@(?P<host>\[[0-9a-f:.]+\]|[^/@:\[\]]+):(?P<port>\d{1,5})/?", re.I)
 
 Interface = Literal["algorithm", "dicomweb", "fhir", "dimse"]
-INTERFACES = ("algorithm", "dicomweb", "fhir", "dimse")
+NAMES: dict[Interface, str] = {"algorithm": "Algorithm", "dicomweb": "DICOMweb", "fhir": "FHIR", "dimse": "DIMSE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,20 @@ class Order:
     inputs: tuple[Inputs, ...]
     resources: tuple[Resource, ...]
     outputs: tuple[Resource, ...]
+
+    @property
+    def unused(self) -> list[int]:
+        """Numbers of its outputResources that get nothing, as in Clara: those of FHIR."""
+        return [number for number, one in enumerate(self.outputs) if one.interface != "dicomweb"]
+
+    @property
+    def destinations(self) -> list[Output]:
+        """Where its results go."""
+        return [
+            Output(one.connection.uri, one.connection.headers().get("authorization", ""))
+            for one in self.outputs
+            if one.interface == "dicomweb"
+        ]
 
 
 def parse(body: Mapping[str, Any]) -> Order:
@@ -149,7 +164,7 @@ class _Reader:
             if str(one.get("interface", "")).lower() == "algorithm":
                 details = self.object(one, "connectiondetails", f"{where}.connectionDetails")
                 algorithms.append((self.text(details, "name", where), self.text(details, "id", where)))
-            elif (resource := self.resource(one, where, ("dicomweb", "fhir", "dimse"))) is not None:
+            elif (resource := self.resource(one, where, ("algorithm", "dicomweb", "fhir", "dimse"))) is not None:
                 found.append(resource)
         return found, algorithms
 
@@ -157,7 +172,7 @@ class _Reader:
         interface = str(content.get("interface", "")).lower()
         kind = next((one for one in kinds if one == interface), None)
         if kind is None:
-            self.faults.append(f"{where}.interface is one of Algorithm, DICOMweb, FHIR, DIMSE")
+            self.faults.append(f"{where}.interface is one of {', '.join(NAMES[one] for one in kinds)}")
             return None
         details = self.object(content, "connectiondetails", f"{where}.connectionDetails")
         uri = self.text(details, "uri", where) or self.text(details, "baseuri", where)

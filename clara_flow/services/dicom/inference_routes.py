@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Body
 
 from clara_flow.deployments.trigger import House
-from clara_flow.errors import NotFound
+from clara_flow.errors import DefinitionInvalid, NotFound
 from clara_flow.records import inference, jobs
 from clara_flow.records.dicom_models import InferenceRequest
 from clara_flow.records.models import Job
-from clara_flow.services.dicom.inference import pipeline_of
+from clara_flow.services.dicom.grouping.pipelines import Pipelines
 from clara_flow.services.dicom.inference_request import parse, priority_of
 from clara_flow.services.problems import Unprocessable
+
+log = logging.getLogger(__name__)
 
 
 def status_of(row: InferenceRequest, job: Job | None) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def _time(moment: Any) -> str | None:
 def router(house: House) -> APIRouter:
     """`/api/inference` and `/api/inference/status/...`."""
     routes = APIRouter(prefix="/api/inference", tags=["inference"])
+    pipelines = Pipelines(house)
 
     @routes.post("")
     @routes.post("/", include_in_schema=False)
@@ -54,10 +58,12 @@ def router(house: House) -> APIRouter:
             raise Unprocessable("the body is a JSON object")
         order = parse(body)
         try:
-            pipeline_of(house.engine, order.pipeline)
-        except NotFound as error:
+            pipelines.named(order.pipeline)
+        except (NotFound, DefinitionInvalid) as error:
             raise Unprocessable(str(error)) from None
-        row = inference.submit(house.engine, order.transaction_id, body)
+        if order.unused:
+            log.warning("an inference request names outputResources other than DICOMweb: they get nothing")
+        row = inference.submit(house.engine, order.transaction_id, body, order.destinations)
         return {
             "transactionId": row.transaction_id,
             "jobId": str(row.job_id),

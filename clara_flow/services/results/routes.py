@@ -85,6 +85,7 @@ def router(house: House) -> APIRouter:
             uris=wanted.uris,
             delivery_id=key,
             own_agents=own_agents,
+            stow_agent=settings.dicom_stow_agent,
         )
         content: Any = [task_json(task) for task in tasks]
         return JSONResponse(

@@ -18,6 +18,7 @@ from clara_flow.services.dicom.export import breaker as breakers
 from clara_flow.services.dicom.export.breaker import Breaker, Permit, Tuning
 from clara_flow.services.dicom.export.delivering import Desk, deliver
 from clara_flow.services.dicom.export.leases import BrokenOff, LeaseKeeper
+from clara_flow.services.dicom.export.outputs import is_output
 from clara_flow.services.dicom.export.owed_reports import tell_next
 from clara_flow.services.dicom.export.retry_policy import Course, Settlement, pause_s
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender
@@ -270,10 +271,12 @@ class DestinationQueue:
             log.error("delivery %s: %s", delivery.id, message)
             self._report(delivery, destination, Settlement(Course.FAIL if is_last else Course.LATER, message))
             return
-        if failure is not None:
-            self._failed(failure)
-        else:
+        if failure is None:
             self._succeeded()
+        elif is_output(self.name) and failure.facts["kind"] == "credentials":
+            self._untried(permit)  # each request's are its own, and tell nothing of the server
+        else:
+            self._failed(failure)
         self._report(delivery, destination, settlement)
 
     def _report(self, delivery: Delivery, destination: Destination, settlement: Settlement) -> None:

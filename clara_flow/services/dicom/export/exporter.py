@@ -24,6 +24,7 @@ from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
 from clara_flow.services.dicom.export.destination_queue import DestinationQueue, Slots
 from clara_flow.services.dicom.export.leases import LeaseKeeper
+from clara_flow.services.dicom.export.outputs import Outputs, is_output
 from clara_flow.services.dicom.export.owed_reports import OwedReports
 from clara_flow.services.dicom.export.sender import Deidentify, Sender
 from clara_flow.services.dicom.export.senders import sender_for
@@ -55,6 +56,7 @@ class Exporter:
         self._keeper = LeaseKeeper(house.engine, lease_s)
         self._heartbeats = Heartbeats(Places.of(settings).heartbeats)
         self._reports = OwedReports(house.engine, settings.dicom_commitment_report_retention_s)
+        self._outputs = Outputs(settings, house.engine)
         self._queues: dict[str, DestinationQueue] = {}
         self._leaving: list[DestinationQueue] = []
         self._known: set[str] | None = None  # keys of the destinations at the last look
@@ -92,7 +94,7 @@ class Exporter:
                 self._expired_at = time.monotonic()
             destinations = dicom_config.list_destinations(self.house.engine)
             waiting = [queue for queue in deliveries.queues(self.house.engine) if self._is_ours(queue)]
-            self._match(destinations)
+            self._match([*destinations, *self._outputs.look(waiting)])
             for queue in waiting:
                 self._offer(queue)
             owed = self._reports.look(destinations)
@@ -143,6 +145,8 @@ class Exporter:
                     path.unlink()
 
     def _sender(self, destination: Destination) -> Sender:
+        if is_output(destination.name):
+            return self._outputs.sender(destination)
         return sender_for(destination, self.house.settings, self._deidentify if destination.deidentify else None)
 
     @cached_property
@@ -215,6 +219,8 @@ class Exporter:
 
 
 def _nobody(destination: str) -> str:
+    if is_output(destination):
+        return "the inference request that names its server is not known any more: it is delivered to nobody"
     if not destination:
         return "its parameters name no destination: they are the name of one, as a JSON text"
     return f"there is no destination {json.dumps(destination)}: add it (clara-flow dicom destination add), then retry"

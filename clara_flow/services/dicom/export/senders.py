@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 
 from clara_flow.records.dicom_models import Destination, DestinationKind
-from clara_flow.services.dicom.credentials import secret_of
+from clara_flow.services.dicom.credentials import authorization, secret_of
 from clara_flow.services.dicom.export.dimse import DimseSender
 from clara_flow.services.dicom.export.proposals import Node
 from clara_flow.services.dicom.export.sender import Deidentify, DestinationFailed, Sender, Unusable
@@ -24,7 +24,7 @@ def sender_for(destination: Destination, settings: Settings, deidentify: Deident
             destination.url,
             timeout_s=settings.dicom_export_timeout_s,
             verify=client_context(settings) if destination.url.startswith("https:") else False,
-            secret=lambda: secret_of(settings, destination.credentials),
+            login=lambda hold: authorization(secret_of(settings, destination.credentials)),
             profile=destination.deidentify,
             deidentify=deidentify,
         )

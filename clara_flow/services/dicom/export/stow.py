@@ -16,7 +16,6 @@ from pydicom import dcmwrite
 
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.dicom_models import ItemState
-from clara_flow.services.dicom.credentials import authorization
 from clara_flow.services.dicom.export.dialing import tls_trouble
 from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
@@ -60,7 +59,7 @@ class StowSender:
     """Sends to the studies resource of a DICOMweb server; connections are kept by the client.
 
     url             of the service (`/studies` is appended) or of its studies resource.
-    secret          gives `user:password` or a bearer token, "" for none; raises a ClaraFlowError when it cannot.
+    login           gives the headers that authorize what is held; raises a ClaraFlowError when it cannot.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class StowSender:
         *,
         timeout_s: float,
         verify: Any = True,
-        secret: Callable[[], str] = str,
+        login: Callable[[Hold], Mapping[str, str]] = lambda hold: {},
         profile: str = "",
         deidentify: Deidentify | None = None,
     ) -> None:
@@ -79,8 +78,8 @@ class StowSender:
         one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         self._client = httpx.Client(timeout=timeout_s, verify=verify, follow_redirects=False, limits=one)
         self._socket: socket.socket | None = None  # of that connection
-        self._timeout_s, self._secret = timeout_s, secret
-        self._authorization: dict[str, str] = {}
+        self._timeout_s, self._login = timeout_s, login
+        self._authorization: Mapping[str, str] = {}
         self._rests_until = 0.0
 
     def probe(self) -> None:
@@ -88,7 +87,7 @@ class StowSender:
 
     def send(self, files: Sequence[Outgoing], tell: Tell, hold: Hold) -> None:
         """See `Sender`."""
-        self._authorization = self._authorized()
+        self._authorization = self._authorized(hold)
         for start in range(0, len(files), FILES_PER_REQUEST):
             parts = []
             for file in files[start : start + FILES_PER_REQUEST]:
@@ -161,7 +160,8 @@ class StowSender:
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Content-Length": str(length),
             "Accept": JSON,
-        } | self._authorization
+            **self._authorization,
+        }
         try:
             with hold.cutting(self._cut):
                 return self._client.post(self.url, content=body(), headers=headers, extensions={"trace": self._trace})
@@ -192,10 +192,10 @@ class StowSender:
             with suppress(OSError):  # of the socket itself, not of TLS: the other thread may be inside that
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def _authorized(self) -> dict[str, str]:
+    def _authorized(self, hold: Hold) -> Mapping[str, str]:
         """The header, with the secret as it is now: it may have been renewed."""
         try:
-            return authorization(self._secret())
+            return self._login(hold)
         except ClaraFlowError as error:
             raise DestinationFailed("credentials", str(error)) from None
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from threading import Lock
 from uuid import UUID
 
-from clara_flow.deployments.pipelines import find_definition
+from clara_flow.deployments.pipelines import bundled_definition, bundled_names, find_definition
 from clara_flow.deployments.trigger import Compiled, House, compile_definition
-from clara_flow.errors import InputError
+from clara_flow.errors import InputError, NotFound
 from clara_flow.plan import Plan
 from clara_flow.records import pipelines as records
+from clara_flow.records.models import Pipeline
 
 REMEMBERED = 64
 
@@ -39,9 +40,25 @@ class Pipelines:
             return self._definition(find_definition(reference), arguments)
         if arguments:
             raise InputError(f"pipeline {reference} was registered with its arguments: give its name or path instead")
-        row = records.get_pipeline(self.house.engine, pipeline_id)
-        plan = Plan.model_validate(row.plan)
-        return Compiled(text=row.definition, source=row.source, plan=plan, arguments={}, is_variant=row.is_variant)
+        return _compiled(records.get_pipeline(self.house.engine, pipeline_id))
+
+    def named(self, reference: str) -> Compiled:
+        """The pipeline that somebody means who may not name files here: id of a registered one, or a name of a bundled
+        one, else of a registered one; of several of that name, the newest.
+
+        Raises NotFound, DefinitionInvalid.
+        """
+        if reference in bundled_names():
+            return self._definition(bundled_definition(reference), {})
+        row: Pipeline | None
+        try:
+            row = records.get_pipeline(self.house.engine, UUID(reference))
+        except (ValueError, InputError):
+            row = None
+        row = row or records.newest_named(self.house.engine, reference)
+        if row is None:
+            raise NotFound("there is no pipeline of the id or name that the Algorithm has; `clara-flow pipelines list`")
+        return _compiled(row)
 
     def _definition(self, path: Path, arguments: Mapping[str, str]) -> Compiled:
         try:
@@ -58,3 +75,8 @@ class Pipelines:
                 while len(self._compiled) > REMEMBERED:
                     self._compiled.popitem(last=False)
         return compiled
+
+
+def _compiled(row: Pipeline) -> Compiled:
+    plan = Plan.model_validate(row.plan)
+    return Compiled(text=row.definition, source=row.source, plan=plan, arguments={}, is_variant=row.is_variant)

@@ -46,12 +46,19 @@ def _item(uid: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def stow_peer(answer: Answer = lambda uids, number: (200, stored(uids)), **tls: Any) -> Iterator[StowPeer]:
-    """A server whose number-th request (from 0) is answered with what `answer` returns: status and JSON."""
+def stow_peer(
+    answer: Answer = lambda uids, number: (200, stored(uids)), *, login: str = "", **tls: Any
+) -> Iterator[StowPeer]:
+    """A server whose number-th request (from 0) is answered with what `answer` returns: status and JSON.
+
+    login   what its requests must have as their header Authorization; else they are answered with 401.
+    """
     app, peer = FastAPI(), StowPeer()
 
     @app.post("/dicom-web/studies")
     async def store(request: Request) -> Response:
+        if login and request.headers.get("authorization") != login:
+            return Response(status_code=401)
         head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
         message = email.message_from_bytes(head + await request.body(), policy=email.policy.HTTP)
         parts = [part.get_payload(decode=True) for part in message.iter_parts()]  # type: ignore[attr-defined]

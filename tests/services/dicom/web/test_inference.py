@@ -33,10 +33,11 @@ from services.gateway.serving import client, served
 from waiting import eventually
 
 from clara_flow.deployments.trigger import House
-from clara_flow.records import inference, jobs
+from clara_flow.records import inference, jobs, pipelines
 from clara_flow.records.dicom_models import InferenceState, InferenceStatus
 from clara_flow.services import problems
 from clara_flow.services.dicom import inference_routes
+from clara_flow.services.dicom.grouping.pipelines import Pipelines
 from clara_flow.services.dicom.inference import OUTPUTS
 
 SECRET = base64.b64encode(b"user:secret").decode()
@@ -152,14 +153,17 @@ def test_a_request_becomes_a_job_with_all_of_its_inputs(
     assert not list((here.settings.data_dir / "dicom" / "inference").iterdir())
 
 
-def test_secrets_are_forgotten_and_in_no_metadata(here: House, archive: Archive, address: str) -> None:
+def test_secrets_are_forgotten_and_in_no_metadata(
+    here: House, rest: httpx.Client, archive: Archive, address: str
+) -> None:
     study = slices()
     archive.receive(study)
-    inference.submit(here.engine, "t-1", request_of(address, study_input(study)))
+    assert rest.post("/api/inference", json=request_of(address, study_input(study))).status_code == 200
+    assert SECRET not in str(row_of(here).body["outputResources"])
     with working(here):
         row = wait_for_end(here)
-    assert SECRET not in str(row.body["inputResources"])
-    assert SECRET in str(row.body["outputResources"])  # deliveries still need it
+    assert SECRET not in str(row.body)
+    assert SECRET in str(row.outputs)  # deliveries still need it
     assert SECRET not in str(jobs.get_job(here.engine, str(row.job_id)).metadata_)
 
 
@@ -194,6 +198,32 @@ def test_an_unknown_pipeline_is_422_and_other_bodies_are_no_requests(rest: httpx
     assert rest.post("/api/inference", json=[1]).status_code == 422
     assert rest.get("/api/inference/status/nothing").status_code == 404
     assert rest.get(f"/api/inference/status/{uuid.uuid4()}").status_code == 404
+
+
+def test_outputs_that_get_nothing_are_told(here: House, rest: httpx.Client, archive: Archive, address: str) -> None:
+    study = slices()
+    archive.receive(study)
+    fhir = {"interface": "FHIR", "connectionDetails": {"uri": "http://fhir.example"}}
+    body = request_of(address, study_input(study))
+    body["outputResources"].append(fhir)
+    assert rest.post("/api/inference", json=body).status_code == 200
+    with working(here):
+        row = wait_for_end(here)
+    assert row.status is InferenceStatus.SUCCESS
+    assert row.message == "outputResources[1] gets nothing: results go to DICOMweb alone"
+
+
+def test_a_pipeline_is_named_by_its_id_or_name_and_never_by_a_file(here: House, rest: httpx.Client) -> None:
+    known = Pipelines(here)
+    registered = known.named("tiny")
+    assert registered.plan.name == "tiny"
+    newest = pipelines.newest_named(here.engine, "tiny")
+    assert newest is not None
+    assert known.named(str(newest.id)) == registered
+    assert known.named("brain-extraction").plan.name == "brain-extraction"
+    body = request_of("http://nowhere", {"type": "DICOM_PATIENT_ID", "PatientID": "Doe"})
+    body["inputResources"][0]["connectionDetails"]["id"] = str(here.settings.data_dir.parent / "tiny.yaml")
+    assert rest.post("/api/inference", json=body).status_code == 422
 
 
 def test_what_was_fetched_is_not_fetched_again(here: House, archive: Archive, peer: Peer, address: str) -> None:

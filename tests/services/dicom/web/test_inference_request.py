@@ -128,6 +128,17 @@ FAULTS = [
     (with_connection(uri="http://u:p@pacs"), "http://"),
     (with_connection(authType="Digest"), "authType"),
     (with_connection(authID="two\r\nlines"), "authID"),
+    (body(outputResources={}), "outputResources is a list"),
+    (body(outputResources=[WEB, {"interface": "DIMSE"}]), r"outputResources\[1\].interface is one of DICOMweb, FHIR"),
+    (body(outputResources=[{"interface": "DICOMweb"}]), r"outputResources\[0\].connectionDetails is an object"),
+    (
+        body(outputResources=[{"interface": "DICOMweb", "connectionDetails": {"uri": "pacs"}}]),
+        r"outputResources\[0\].connectionDetails.uri is an address",
+    ),
+    (
+        body(outputResources=[{**WEB, "connectionDetails": {"uri": "http://pacs", "authType": "Basic"}}]),
+        r"outputResources\[0\].connectionDetails.authID",
+    ),
     (body({"type": "DICOM_UID"}), "study"),
     (body({"type": "DICOM_UID", "studies": [{"StudyInstanceUID": "../x"}]}), "StudyInstanceUID"),
     (body({"type": "DICOM_PATIENT_ID"}), "PatientID"),
