@@ -165,6 +165,11 @@ def without_secrets(value: Any) -> Any:
     return [without_secrets(inner) for inner in value] if isinstance(value, list) else value
 
 
+def is_output(destination: str) -> bool:
+    """Whether the destination of a delivery is a server that a request named."""
+    return destination.startswith(OUTPUT)
+
+
 def outputs_of_job(session: Session, job_id: str, payload_id: str) -> list[Output]:
     """Where results of a job go, if it is one of a request, or goes on from one; ids as texts, dashed or not."""
     asked, payload = _uuid(job_id), _uuid(payload_id)

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from clara_flow.records import dicom_config
 from clara_flow.records.database import statements
 from clara_flow.records.delivery_queries import queues
+from clara_flow.records.inference import is_output
 from clara_flow.services.dicom.export.breaker import BreakerState
 from clara_flow.services.dicom.heartbeats import Beat, associations, destination_beat, read_all
 from clara_flow.services.dicom.places import Places
@@ -97,7 +98,7 @@ def _targets(engine: sa.Engine, heard: Sequence[Beat], failed: Mapping[str, int]
         found.append(
             Target(
                 name=name,
-                is_known=row is not None,
+                is_known=row is not None or is_output(name),
                 paused=row is not None and row.paused,
                 works=told.get("breaker", BreakerState.CLOSED) == BreakerState.CLOSED,
                 trouble=str(told.get("last_error", "")),

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from clara_flow.errors import ClaraFlowError, Conflict, NotFound, StaleOwner
 from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.dicom_models import Delivery, Destination
+from clara_flow.records.inference import is_output
 from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.export import breaker as breakers
 from clara_flow.services.dicom.export.breaker import Breaker, Permit, Tuning
 from clara_flow.services.dicom.export.delivering import Desk, deliver
 from clara_flow.services.dicom.export.leases import BrokenOff, LeaseKeeper
-from clara_flow.services.dicom.export.outputs import is_output
 from clara_flow.services.dicom.export.owed_reports import tell_next
 from clara_flow.services.dicom.export.retry_policy import Course, Settlement, pause_s
 from clara_flow.services.dicom.export.sender import DestinationFailed, Sender

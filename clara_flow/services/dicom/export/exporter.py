@@ -19,12 +19,13 @@ from clara_flow.records.deliveries import Queue
 from clara_flow.records.dicom_models import Destination
 from clara_flow.records.doorbell import Doorbell
 from clara_flow.records.durable import naming_storage_problems
+from clara_flow.records.inference import is_output
 from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
 from clara_flow.services.dicom.export.destination_queue import DestinationQueue, Slots
 from clara_flow.services.dicom.export.leases import LeaseKeeper
-from clara_flow.services.dicom.export.outputs import Outputs, is_output
+from clara_flow.services.dicom.export.outputs import Outputs
 from clara_flow.services.dicom.export.owed_reports import OwedReports
 from clara_flow.services.dicom.export.sender import Deidentify, Sender
 from clara_flow.services.dicom.export.senders import sender_for

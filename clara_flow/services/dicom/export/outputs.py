@@ -22,11 +22,6 @@ from clara_flow.services.dicom.export.stow import StowSender
 from clara_flow.settings import Settings
 
 
-def is_output(destination: str) -> bool:
-    """Whether a delivery's destination is such a server."""
-    return destination.startswith(inference.OUTPUT)
-
-
 class Outputs:
     """For the exporter's thread; senders are for any."""
 
@@ -36,7 +31,7 @@ class Outputs:
 
     def look(self, waiting: Iterable[Queue]) -> list[Destination]:
         """Those that something waits for, or is delivered to. One of no request that is known is none."""
-        names = {queue.destination for queue in waiting if is_output(queue.destination)}
+        names = {queue.destination for queue in waiting if inference.is_output(queue.destination)}
         self._known = {name: found for name in names if (found := self._find(name)) is not None}
         return list(self._known.values())
 
