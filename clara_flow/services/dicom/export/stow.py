@@ -204,7 +204,7 @@ def _speaks_dicomweb(response: httpx.Response) -> bool:
     """Whether this may be what a STOW-RS service says to success: DICOM JSON, XML, or nothing; no page for people."""
     if not response.content:
         return True
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind: str = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind.endswith(("json", "xml")) and kind != "application/xhtml+xml"
 
 
