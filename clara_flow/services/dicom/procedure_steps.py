@@ -26,6 +26,7 @@ from clara_flow.records.durable import naming_storage_problems, sync, write_dura
 from clara_flow.services.dicom.privacy import hashed, key_digest
 
 STEPS = "steps"  # folder of a spool
+LOCK = ".lock"
 
 
 class ProcedureSteps:
@@ -78,11 +79,11 @@ class ProcedureSteps:
         return _step_of(content)
 
     def forget(self, kept_s: float) -> int:
-        """Remove steps of which nothing was said for so many seconds; how many."""
+        """Remove steps of which nothing was said for so many seconds, and halves that killed writers left; how many."""
         removed = 0
         with self._changing():
-            for path in self.folder.glob("[!.]*.json"):
-                if time.time() - path.stat().st_mtime > kept_s:
+            for path in self.folder.iterdir():
+                if path.name != LOCK and time.time() - path.stat().st_mtime > kept_s:
                     path.unlink()
                     removed += 1
         return removed
@@ -98,7 +99,7 @@ class ProcedureSteps:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if self._fsync:
                     sync(self.root)
-            descriptor = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR, 0o640)
+            descriptor = os.open(self.folder / LOCK, os.O_CREAT | os.O_RDWR, 0o640)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 yield

@@ -339,8 +339,11 @@ def test_old_steps_are_forgotten(tmp_path: Path) -> None:
     known = ProcedureSteps(tmp_path, fsync=False)
     for uid in ("1.1", "1.2"):
         known.create(Step(uid=uid, version=1, status=StepStatus.IN_PROGRESS, studies=(STUDY,)))
-    os.utime(tmp_path / known.path_of("1.1"), (0, 0))
-    assert known.forget(3600) == 1
+    half = tmp_path / "steps" / ".half.json.tmp"
+    half.touch()
+    for path in (tmp_path / known.path_of("1.1"), half):
+        os.utime(path, (0, 0))
+    assert known.forget(3600) == 2
     assert (known.read(known.path_of("1.1")), known.read(known.path_of("1.2")) is None) == (None, False)
 
 
