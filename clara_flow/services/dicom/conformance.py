@@ -16,7 +16,7 @@ from clara_flow.services.dicom.conformance_web import web
 from clara_flow.services.dicom.export import commitment, dimse, proposals, transcode
 from clara_flow.services.dicom.export.sender import REST_S
 from clara_flow.services.dicom.grouping import source_query
-from clara_flow.services.dicom.wire import association, contexts, lobby, references, tls
+from clara_flow.services.dicom.wire import association, contexts, lobby, pace, references, tls
 from clara_flow.services.dicom.wire.negotiation import APPLICATION_CONTEXT
 
 MR = "1.2.840.10008.5.1.4.1.1.4"  # stands for the storage classes, which are negotiated alike
@@ -95,6 +95,7 @@ def _storage_scp(storage: Iterable[Row]) -> list[str]:
             name=implementation.VERSION_NAME,
             request=facts.default("dicom_request_timeout_s"),
             idle=facts.default("dicom_idle_timeout_s"),
+            slowest=pace.SLOWEST_BYTES_S,
             places=lobby.WAITING_PLACES,
         ),
         text.ACCEPTANCE,

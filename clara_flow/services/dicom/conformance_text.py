@@ -63,6 +63,7 @@ POLICIES = """##### 4.2.1.2 Association policies
 | user identity | see 7 |
 | time for the association request | {request} s from the connection (`dicom_request_timeout_s`) |
 | silence within an association | A-ABORT after {idle} s (`dicom_idle_timeout_s`) |
+| a message that has begun | A-ABORT when it brings less than {slowest} bytes a second for that long |
 | connections without a request | {places} a process; who waits longest makes room for the next |
 
 STORAGE-SCP initiates no association. 0x0000 is answered when the instance is on the disk: written, flushed

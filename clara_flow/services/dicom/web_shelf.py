@@ -28,7 +28,7 @@ from clara_flow.services.dicom.web_query import ATTRIBUTES, INSTANCE, SERIES, ST
 
 log = logging.getLogger(__name__)
 
-BATCH = 100
+FIRST_PAGE, LARGEST_PAGE = 100, 3200  # rows; each page is four times the one before, since each costs a look at all
 USUAL = tuple(name for names in ATTRIBUTES.values() for name in names)
 COLUMNS = {
     STUDY: col(Instance.study_uid),
@@ -52,9 +52,8 @@ class Shelf:
         made: dict[tuple[str, ...], list[Found]] = {}
         for one in self._produced.find(uids, aetitle):
             made.setdefault(tuple(one.uids[name] for name in KEYS[level]), []).append(one)
-        rows = self._received(level, uids, aetitle)
-        for start in range(0, len(rows), BATCH):
-            for found in self._located(level, rows[start : start + BATCH]):
+        for rows in self._received(level, uids, aetitle):
+            for found in self._located(level, rows):
                 same = made.pop(tuple(found.uids[name] for name in KEYS[level]), [])
                 yield self._with(found, level, same, aetitle) if same else found
         for same in made.values():
@@ -68,33 +67,26 @@ class Shelf:
         """A study or series that has produced objects beside received ones: counted anew, by UID."""
         if level is Level.INSTANCE:
             return found
-        received = self._received(Level.INSTANCE, {name: (uid,) for name, uid in found.uids.items()}, aetitle)
-        all_of = [*made, *self._located(Level.INSTANCE, received)]
+        uids = {name: (uid,) for name, uid in found.uids.items()}
+        pages = self._received(Level.INSTANCE, uids, aetitle)
+        all_of = [*made, *(one for rows in pages for one in self._located(Level.INSTANCE, rows))]
         return replace(found, counted=_counted(level, all_of))
 
-    def _received(self, level: Level, uids: Mapping[str, Sequence[str]], aetitle: str | None) -> Sequence[Any]:
-        """Rows (UIDs of the level..., series, instances, modalities, id of the last instance), last come first."""
-        keys = [COLUMNS[name] for name in KEYS[level]]
-        last = sa.func.max(col(Instance.id))
-        query = (
-            sa.select(
-                *keys,
-                sa.func.count(sa.distinct(col(Instance.series_uid))),
-                sa.func.count(sa.distinct(col(Instance.sop_instance_uid))),
-                sa.func.array_agg(sa.distinct(col(Instance.attributes)["Modality"].astext)),
-                last,
-            )
-            .join(Group, col(Group.id) == col(Instance.group_id))
-            .where(~col(Instance.superseded), col(Group.state) != GroupState.DISCARDED)
-            .group_by(*keys)
-            .order_by(last.desc())
-        )
-        for name, wanted in uids.items():
-            query = query.where(COLUMNS[name].in_(list(wanted)))
-        if aetitle is not None:
-            query = query.where(col(Group.aetitle) == aetitle)
-        with statements(self.house.engine) as connection:
-            return connection.execute(query).all()
+    def _received(
+        self, level: Level, uids: Mapping[str, Sequence[str]], aetitle: str | None
+    ) -> Iterator[Sequence[Any]]:
+        """Pages of rows (UIDs of the level..., series, instances, modalities, id of the last instance), last come
+        first. What comes meanwhile is not among them, and no connection is held between two pages."""
+        before: int | None = None
+        size = FIRST_PAGE
+        while True:
+            with statements(self.house.engine) as connection:
+                rows = connection.execute(_page(level, uids, aetitle, before, size)).all()
+            if rows:
+                yield rows
+            if len(rows) < size:
+                return
+            before, size = rows[-1][-1], min(4 * size, LARGEST_PAGE)
 
     def _located(self, level: Level, rows: Iterable[Any]) -> Iterator[Found]:
         """With their files; what has none any more is left out."""
@@ -152,6 +144,42 @@ class Shelf:
             if (file := _files_of(self.house.store.folder(payload_id).path).get(sop_instance)) is not None:
                 return file
         return None
+
+
+def _page(
+    level: Level, uids: Mapping[str, Sequence[str]], aetitle: str | None, before: int | None, size: int
+) -> sa.Select[Any]:
+    """At most `size` rows as `Shelf._received` gives them, of those whose last instance has an id below `before`."""
+    keys = [COLUMNS[name] for name in KEYS[level]]
+    shown = [~col(Instance.superseded), col(Group.state) != GroupState.DISCARDED]
+    shown += [COLUMNS[name].in_(list(wanted)) for name, wanted in uids.items()]
+    if aetitle is not None:
+        shown.append(col(Group.aetitle) == aetitle)
+    last = sa.func.max(col(Instance.id))
+    page = (
+        sa.select(*keys, last.label("last"))
+        .join(Group, col(Group.id) == col(Instance.group_id))
+        .where(*shown)
+        .group_by(*keys)
+        .order_by(last.desc())
+        .limit(size)
+    )
+    wanted = (page.having(last < before) if before is not None else page).cte("page")
+    columns = [wanted.c[key.name] for key in keys]
+    return (  # only what is on the page is counted
+        sa.select(
+            *columns,
+            sa.func.count(sa.distinct(col(Instance.series_uid))),
+            sa.func.count(sa.distinct(col(Instance.sop_instance_uid))),
+            sa.func.array_agg(sa.distinct(col(Instance.attributes)["Modality"].astext)),
+            wanted.c.last,
+        )
+        .join_from(wanted, Instance, sa.and_(*(key == of for key, of in zip(keys, columns, strict=True))))
+        .join(Group, col(Group.id) == col(Instance.group_id))
+        .where(*shown)
+        .group_by(*columns, wanted.c.last)
+        .order_by(wanted.c.last.desc())
+    )
 
 
 @lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ from clara_flow.services.dicom.wire.counters import Counters, Progress
 from clara_flow.services.dicom.wire.ledger import JournalLedger
 from clara_flow.services.dicom.wire.lobby import Arrival
 from clara_flow.services.dicom.wire.negotiation import AssociateRequest, decode_request, encode_accept
+from clara_flow.services.dicom.wire.pace import Pace, TooSlow
 from clara_flow.services.dicom.wire.pdu import (
     ABORT_BY_USER,
     RELEASE_RP,
@@ -114,6 +115,8 @@ class Association:
             end = self._broken(abort_by_provider(error.reason), str(error))
         except CommandError as error:
             end = self._broken(ABORT_BY_USER, str(error))
+        except TooSlow as error:
+            end = self._broken(abort_by_provider(AbortReason.NOT_SPECIFIED), str(error))
         except TimeoutError:
             end = self._broken(abort_by_provider(AbortReason.NOT_SPECIFIED), "it was silent for too long")
         except OSError:
@@ -154,12 +157,15 @@ class Association:
 
     def _receive(self, conversation: Conversation) -> End:
         """State Sta6: messages, until one side ends it."""
-        stream = PduStream(self._station.maximum_pdu_bytes)
+        stream, pace = PduStream(self._station.maximum_pdu_bytes), Pace(self._station.idle_timeout_s)
         buffer = memoryview(bytearray(BUFFER_BYTES))
         while conversation.is_busy or not self._stopping.is_set():
+            began = time.monotonic()
             size = self._socket.recv_into(buffer)
             if not size:
                 break
+            messages = conversation.messages
+            pace.note(time.monotonic() - began, size)
             self._progress.received_bytes += size
             for item in stream.cut(buffer[:size]):
                 if isinstance(item, Fragment):
@@ -169,6 +175,8 @@ class Association:
                 else:
                     log.info("association %s: aborted by its peer", self._progress.association)
                     return End("aborted")
+            if conversation.messages != messages:
+                pace.rest()
         if self._stopping.is_set():
             return self._broken(ABORT_BY_USER, "the listener stops")
         return End("lost")

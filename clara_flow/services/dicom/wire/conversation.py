@@ -59,6 +59,7 @@ class Conversation:
     ledger          where storage commitment is written down.
     send            puts bytes on the wire.
     peer_maximum    the longest P-DATA-TF that the peer takes, in bytes; 0: no limit.
+    messages        so many were whole.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Conversation:
         self._counters = counters
         self._send = send
         self._peer_maximum = peer_maximum
+        self.messages = 0
         self._command = bytearray()
         self._context_id = 0
         self._pending: _Pending | None = None
@@ -158,6 +160,7 @@ class Conversation:
         command = pending.command
         outcome = pending.operation.finish()
         self._pending = None
+        self.messages += 1
         if command.field & command_set.RESPONSE:
             if command.field == command_set.N_EVENT_REPORT_RSP:
                 self._note_told(command)
