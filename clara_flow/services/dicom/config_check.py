@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from clara_flow.errors import InputError, SettingsError
+from clara_flow.records.dicom_lines import Late
 from clara_flow.records.dicom_models import AeTitle, Destination, DestinationKind, SourceNode
 from clara_flow.services.dicom.deidentify import PROFILES
 
@@ -72,6 +73,11 @@ def check_aetitle(row: AeTitle) -> AeTitle:
         not (row.deidentify or row.ignored_sop_classes) or not _is_for_retrieval(row),
         f"the processor {row.processor!r} gives inference requests what comes as it comes: it has neither "
         "de-identification nor ignored SOP classes",
+    )
+    faults.unless(
+        not row.deidentify or not _runs_again(row),
+        "what was de-identified is kept as that alone, and cannot be run again together with what comes late: "
+        "`late` is `new` or `ignore` where there is de-identification",
     )
     faults.tell()
     return row
@@ -229,6 +235,15 @@ def _processor(name: str, ae_title: str, settings: Mapping[str, str]) -> str:
 
     processors.validated(ae_title, name.strip(), settings)
     return name.strip()
+
+
+def _runs_again(row: AeTitle) -> bool:
+    from clara_flow.services.dicom.grouping import processors
+
+    try:
+        return processors.validated(row.ae_title, row.processor, row.processor_settings).late is Late.RERUN
+    except SettingsError:  # which was told
+        return False
 
 
 def _is_for_retrieval(row: AeTitle) -> bool:

@@ -150,22 +150,23 @@ def _page(
     level: Level, uids: Mapping[str, Sequence[str]], aetitle: str | None, before: int | None, size: int
 ) -> sa.Select[Any]:
     """At most `size` rows as `Shelf._received` gives them, of those whose last instance has an id below `before`."""
-    keys = [COLUMNS[name] for name in KEYS[level]]
+    keys = {name: COLUMNS[name] for name in KEYS[level]}
     shown = [~col(Instance.superseded), col(Group.state) != GroupState.DISCARDED]
     shown += [COLUMNS[name].in_(list(wanted)) for name, wanted in uids.items()]
     if aetitle is not None:
         shown.append(col(Group.aetitle) == aetitle)
     last = sa.func.max(col(Instance.id))
+    listed: list[Any] = [*(key.label(name) for name, key in keys.items()), last.label("last")]
     page = (
-        sa.select(*keys, last.label("last"))
+        sa.select(*listed)
         .join(Group, col(Group.id) == col(Instance.group_id))
         .where(*shown)
-        .group_by(*keys)
+        .group_by(*keys.values())
         .order_by(last.desc())
         .limit(size)
     )
     wanted = (page.having(last < before) if before is not None else page).cte("page")
-    columns = [wanted.c[key.name] for key in keys]
+    columns = [wanted.c[name] for name in keys]
     return (  # only what is on the page is counted
         sa.select(
             *columns,
@@ -174,7 +175,7 @@ def _page(
             sa.func.array_agg(sa.distinct(col(Instance.attributes)["Modality"].astext)),
             wanted.c.last,
         )
-        .join_from(wanted, Instance, sa.and_(*(key == of for key, of in zip(keys, columns, strict=True))))
+        .join_from(wanted, Instance, sa.and_(*(key == wanted.c[name] for name, key in keys.items())))
         .join(Group, col(Group.id) == col(Instance.group_id))
         .where(*shown)
         .group_by(*columns, wanted.c.last)

@@ -112,6 +112,7 @@ def test_the_name_is_the_ae_title_where_none_is_given() -> None:
         ({"processor_settings": {**SETTINGS, "colour": "red"}}, "colour: there is no such setting"),
         ({"deidentify": "partly"}, "no de-identification profile 'partly'; there are basic, basic-keep-dates"),
         ({"processor": "retrieve", "processor_settings": {}, "deidentify": "basic"}, "gives inference requests what"),
+        ({"processor_settings": {**SETTINGS, "late": "rerun"}, "deidentify": "basic"}, "`late` is `new` or `ignore`"),
         ({"processor": "retrieve", "processor_settings": {}, "ignored_sop_classes": ["1.2"]}, "as it comes"),
     ],
 )
