@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clara_flow.cli.completion import names_of
-from clara_flow.cli.dicom_rows import Json, Outcome, Replace, facts_of, merged, print_json, put
+from clara_flow.cli.dicom_rows import Json, Outcome, Replace, facts_of, maker, merged, print_json, put
 from clara_flow.cli.records import DataDir, records
 from clara_flow.cli.tables import print_table
 
@@ -143,6 +143,7 @@ def list_(json_: Json = False, data_dir: DataDir = None) -> None:
             "commitment": "yes" if row.storage_commitment else "-",
             "de-identification": row.deidentify or "-",
             "state": "paused" if row.paused else "sends",
+            "made by": maker(row),
         }
         for row in rows
     ]

@@ -18,7 +18,7 @@ Replace = Annotated[
     bool, typer.Option("--replace", help="Change one that is there already: what is given, and nothing else.")
 ]
 
-TIMES = ("created", "updated")
+OURS = ("created", "updated", "block", "block_updated")  # columns that no option gives
 SETTINGS = "processor_settings"
 WORDS = {  # columns as the options are called; others as they are
     "ae_title": "AE title",
@@ -47,7 +47,7 @@ class Outcome(StrEnum):
 
 def merged(now: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row: those given (not None), the others as they are in `now` (None: nothing is there)."""
-    kept: dict[str, Any] = now.model_dump(exclude=set(TIMES)) if now is not None else {}
+    kept: dict[str, Any] = now.model_dump(exclude=set(OURS)) if now is not None else {}
     return kept | {column: value for column, value in given.items() if value is not None}
 
 
@@ -75,7 +75,7 @@ def put(
         add(engine, row)
         return Outcome.ADDED, ""
     name = getattr(now, key)
-    fresh = row.model_dump(exclude={*TIMES, "draining", key})
+    fresh = row.model_dump(exclude={*OURS, "draining", key})
     differs = {column: value for column, value in fresh.items() if getattr(now, column) != value}
     if not differs:
         return Outcome.SAME, ""
@@ -113,6 +113,11 @@ def facts_of(row: Any, secret: Sequence[str] = ()) -> dict[str, Any]:
     """A row as JSON, times as ISO 8601; of columns in `secret` only whether there is something."""
     facts: dict[str, Any] = row.model_dump(mode="json", exclude=set(secret))
     return facts | {f"has_{column}": bool(getattr(row, column)) for column in secret}
+
+
+def maker(row: Any) -> str:
+    """Of a destination or source, for lists."""
+    return f"block {row.block}" if row.block else "-"
 
 
 def print_json(content: Any) -> None:

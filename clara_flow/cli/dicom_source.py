@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clara_flow.cli.completion import names_of
-from clara_flow.cli.dicom_rows import Json, Replace, facts_of, merged, print_json, put
+from clara_flow.cli.dicom_rows import Json, Replace, facts_of, maker, merged, print_json, put
 from clara_flow.cli.records import DataDir, records
 from clara_flow.cli.tables import print_table
 
@@ -114,6 +114,7 @@ def list_(json_: Json = False, data_dir: DataDir = None) -> None:
             "associations": str(row.maximum_associations or "-"),
             "user": row.user_name or "-",
             "passcode": "yes" if row.user_secret else "-",
+            "made by": maker(row),
         }
         for row in rows
     ]

@@ -6,7 +6,7 @@ What a row must be like is checked by `services.dicom.config_check`, before it c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,7 +70,7 @@ def add_aetitle(engine: sa.Engine, aetitle: AeTitle) -> AeTitle:
         if former is not None:
             session.delete(former)
             session.flush()
-        return _inserted(session, aetitle)
+        return inserted(session, aetitle)
 
 
 def update_aetitle(engine: sa.Engine, name: str, **changes: Any) -> AeTitle:
@@ -79,7 +79,7 @@ def update_aetitle(engine: sa.Engine, name: str, **changes: Any) -> AeTitle:
         row = _existing(session, AeTitle, name)
         if row.draining:
             raise _unknown(AeTitle, name)
-        _changed(row, changes)
+        changed(row, changes)
         with session.no_autoflush:
             _refuse_taken_title(session, row)
         session.add(row)
@@ -95,7 +95,7 @@ def delete_aetitle(engine: sa.Engine, name: str) -> AeTitle:
         row = _existing(session, AeTitle, name)
         if row.draining:
             raise _unknown(AeTitle, name)
-        _changed(row, {"draining": True})
+        changed(row, {"draining": True})
         session.add(row)
         return row
 
@@ -126,7 +126,7 @@ def remove_drained(engine: sa.Engine, names: Iterable[str]) -> list[str]:
         session.execute(LOCK)
         removed = sorted(session.execute(over.returning(col(AeTitle.name))).scalars())
         for name in removed:
-            _ring(session, "aetitle", name)
+            ring(session, "aetitle", name)
         return removed
 
 
@@ -147,22 +147,24 @@ def add_source(engine: sa.Engine, source: SourceNode) -> SourceNode:
     with _change(engine, "source", source.ae_title) as session:
         if session.get(SourceNode, source.ae_title) is not None:
             raise Conflict(f"there is a source {source.ae_title!r} already", name=source.ae_title)
-        return _inserted(session, source)
+        return inserted(session, source)
 
 
 def update_source(engine: sa.Engine, ae_title: str, **changes: Any) -> SourceNode:
-    """Change what is named; returns the row as it is then. Raises NotFound."""
+    """Change what is named; returns the row as it is then. Raises NotFound, Conflict where a block has made it."""
     with _change(engine, "source", ae_title) as session:
         row = _existing(session, SourceNode, ae_title)
-        _changed(row, changes)
+        _refuse_of_block(row, changes)
+        changed(row, changes)
         session.add(row)
         return row
 
 
 def delete_source(engine: sa.Engine, ae_title: str) -> SourceNode:
-    """Remove it; returns what it was. Associations that it has go on. Raises NotFound."""
+    """Remove it; returns what it was. Associations that it has go on. Raises NotFound, and Conflict as above."""
     with _change(engine, "source", ae_title) as session:
         row = _existing(session, SourceNode, ae_title)
+        _refuse_of_block(row)
         session.delete(row)
         return row
 
@@ -185,27 +187,30 @@ def add_destination(engine: sa.Engine, destination: Destination) -> Destination:
         taken = _same_name(session, destination.name)
         if taken is not None:
             raise Conflict(f"there is a destination named {taken.name!r} already", name=taken.name)
-        _end_pauses(session, destination.name)
-        return _inserted(session, destination)
+        end_pauses(session, destination.name)
+        return inserted(session, destination)
 
 
 def update_destination(engine: sa.Engine, name: str, **changes: Any) -> Destination:
     """Change what is named; returns the row as it is then. Raises NotFound.
 
-    It may have been mended: what waits for it is tried at once.
+    It may have been mended: what waits for it is tried at once. Of one that a block has made only `paused` can be
+    changed here; anything else raises Conflict.
     """
     with _change(engine, "destination", name) as session:
         row = _destination(session, name)
-        _changed(row, changes)
-        _end_pauses(session, row.name)
+        _refuse_of_block(row, changes)
+        changed(row, changes)
+        end_pauses(session, row.name)
         session.add(row)
         return row
 
 
 def delete_destination(engine: sa.Engine, name: str) -> Destination:
-    """Remove it; returns what it was. Deliveries to it that are left fail with its name. Raises NotFound."""
+    """Remove it; returns what it was. Deliveries to it that are left fail with its name. Raises NotFound, Conflict."""
     with _change(engine, "destination", name) as session:
         row = _destination(session, name)
+        _refuse_of_block(row)
         session.delete(row)
         return row
 
@@ -215,7 +220,7 @@ def _change(engine: sa.Engine, what: str, name: str) -> Iterator[Session]:
     """A transaction that no other change goes beside; the change is rung for when it is committed."""
     with transaction(engine) as session:
         session.execute(LOCK)
-        _ring(session, what, name)
+        ring(session, what, name)
         yield session
 
 
@@ -235,7 +240,8 @@ def _count(model: type[Group] | type[Association], *conditions: sa.ColumnElement
     return sa.select(sa.func.count()).select_from(model).where(*conditions).correlate(AeTitle).scalar_subquery()
 
 
-def _ring(session: Session, what: str, name: str) -> None:
+def ring(session: Session, what: str, name: str) -> None:
+    """Tell whoever follows the configuration, when the transaction is committed: {"destination": "PACS"}, say."""
     session.execute(sa.select(sa.func.pg_notify(CHANNEL, json.dumps({what: name}))))
 
 
@@ -257,8 +263,8 @@ def _same_name(session: Session, name: str) -> Destination | None:
     return session.exec(select(Destination).where(sa.func.lower(Destination.name) == name.lower())).one_or_none()
 
 
-def _end_pauses(session: Session, name: str) -> None:
-    """Deliveries to it that were put off may be handed out now."""
+def end_pauses(session: Session, name: str) -> None:
+    """Deliveries to the destination of that name that were put off may be handed out now."""
     session.execute(
         sa.update(Delivery)
         .where(
@@ -268,6 +274,15 @@ def _end_pauses(session: Session, name: str) -> None:
         )
         .values(not_before=None)
     )
+
+
+def _refuse_of_block(row: SourceNode | Destination, changes: Mapping[str, Any] | None = None) -> None:
+    """A row that a block has made would be made again by it. To pause one is the operators' business alone."""
+    others = {name for name, value in (changes or {}).items() if name != "paused" and getattr(row, name) != value}
+    if row.block and (changes is None or others):
+        key = row.name if isinstance(row, Destination) else row.ae_title
+        noun = "destination" if isinstance(row, Destination) else "source"
+        raise Conflict(f"{noun} {key!r} is made of the Prefect block {row.block!r}: change or delete that", name=key)
 
 
 def _names(session: Session, model: type[Row]) -> Sequence[str]:
@@ -290,13 +305,15 @@ def _refuse_taken_title(session: Session, aetitle: AeTitle) -> None:
         raise Conflict(f"AE title {aetitle.ae_title!r} is that of {other.name!r}{state}", name=other.name)
 
 
-def _inserted(session: Session, row: Row) -> Row:
+def inserted(session: Session, row: Row) -> Row:
+    """A new row."""
     row.created = row.updated = datetime.now(UTC)
     session.add(row)
     return row
 
 
-def _changed(row: Row, changes: dict[str, Any]) -> None:
+def changed(row: Row, changes: Mapping[str, Any]) -> None:
+    """Set these columns, and when that was."""
     for name, value in changes.items():
         setattr(row, name, value)
     row.updated = datetime.now(UTC)

@@ -131,15 +131,20 @@ class SourceNode(Record, table=True):
     maximum_associations    at once; None: only the listener's own limit.
     user_name, user_secret  what its user identity negotiation must say; "" means that it is not asked for. The secret
                             is kept as a salted hash.
+    block, block_updated    name of the Prefect block that it is made of, and when that was saved last, as Prefect tells
+                            it; "" and None: made by REST or CLI.
     """
 
     __tablename__ = "dicom_sources"
+    __table_args__ = (sa.CheckConstraint("(block = '') = (block_updated IS NULL)", name="block"),)
 
     ae_title: str = Field(sa_type=sa.Text, primary_key=True)
     host: str = Field(sa_type=sa.Text)
     maximum_associations: int | None = None
     user_name: str = text()
     user_secret: str = text()
+    block: str = text()
+    block_updated: datetime | None = moment()
     created: datetime = moment(nullable=False)
     updated: datetime = moment(nullable=False)
 
@@ -152,6 +157,7 @@ class Destination(Record, table=True):
     credentials             name of a Prefect block or variable of the environment with `user:password` or a bearer
                             token; never the secret itself.
     paused                  nothing is sent until somebody resumes it.
+    block, block_updated    as of sources.
     """
 
     __tablename__ = "dicom_destinations"
@@ -160,6 +166,7 @@ class Destination(Record, table=True):
         sa.CheckConstraint("kind <> 'DIMSE' OR (ae_title <> '' AND host <> '' AND port IS NOT NULL)", name="dimse"),
         sa.CheckConstraint("kind <> 'STOW' OR url <> ''", name="stow"),
         sa.CheckConstraint("concurrency >= 1", name="concurrency"),
+        sa.CheckConstraint("(block = '') = (block_updated IS NULL)", name="block"),
     )
 
     name: str = Field(sa_type=sa.Text, primary_key=True)
@@ -179,6 +186,8 @@ class Destination(Record, table=True):
     deidentify: str = text()
     credentials: str = text()
     paused: bool = flag()
+    block: str = text()
+    block_updated: datetime | None = moment()
     created: datetime = moment(nullable=False)
     updated: datetime = moment(nullable=False)
 

@@ -12,6 +12,7 @@ from clara_flow.records import dicom_config
 from clara_flow.records.database import statements
 from clara_flow.records.delivery_queries import queues
 from clara_flow.records.inference import is_output
+from clara_flow.services.dicom.block_nodes import unused_blocks
 from clara_flow.services.dicom.export.breaker import BreakerState
 from clara_flow.services.dicom.heartbeats import Beat, associations, destination_beat, read_all
 from clara_flow.services.dicom.places import Places
@@ -26,25 +27,37 @@ FAILED = sa.text("""
 SELECT min(destination), count(*) FROM deliveries
 WHERE state = 'Failed' AND NOT discarded AND destination <> '' GROUP BY lower(destination)
 """)
+SUCCEEDED = sa.text("""
+SELECT lower(destination), max(ended) FROM deliveries
+WHERE state = 'Succeeded' AND destination <> '' GROUP BY lower(destination)
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A destination, or a name that deliveries wait for and that is none (`is_known` False).
 
-    works       its circuit breaker is closed. trouble: the kind of its last failure; "" for none.
-    oldest      UTC: since when the oldest waits.
+    breaker         state of its circuit breaker, as the exporter said last. trouble: the kind of its last failure; ""
+                    for none.
+    oldest          UTC: since when the oldest waits. last_success: when a delivery succeeded last, as long as records
+                    are kept.
     """
 
     name: str
     is_known: bool = True
     paused: bool = False
-    works: bool = True
+    breaker: BreakerState = BreakerState.CLOSED
     trouble: str = ""
     waiting: int = 0
     under_way: int = 0
     failed: int = 0
     oldest: datetime | None = None
+    last_success: datetime | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether its circuit breaker is closed."""
+        return self.breaker is BreakerState.CLOSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +66,7 @@ class Traffic:
 
     address         of the listener. aetitles: those that take instances. sources: how many may send.
     associations    that are open now. groups: of instances that are not jobs yet; failed_groups: that cannot be.
-    last_instance   UTC: when the last one came.
+    last_instance   UTC: when the last one came. unused_blocks: Prefect blocks that make nothing, with the reason.
     """
 
     address: str
@@ -64,6 +77,7 @@ class Traffic:
     failed_groups: int
     last_instance: datetime | None
     targets: tuple[Target, ...]
+    unused_blocks: Mapping[str, str]
 
 
 def traffic(settings: Settings, engine: sa.Engine) -> Traffic:
@@ -71,7 +85,6 @@ def traffic(settings: Settings, engine: sa.Engine) -> Traffic:
     heard = read_all(Places.of(settings).heartbeats)
     with statements(engine) as connection:
         groups, failed_groups, last_instance = connection.execute(RECEIVED).one()
-        failed = {str(name): int(count) for name, count in connection.execute(FAILED)}
     return Traffic(
         address=f"{settings.host}:{settings.dicom_port}",
         aetitles=tuple(row.ae_title for row in dicom_config.list_aetitles(engine) if not row.draining),
@@ -80,11 +93,16 @@ def traffic(settings: Settings, engine: sa.Engine) -> Traffic:
         groups=groups,
         failed_groups=failed_groups,
         last_instance=last_instance,
-        targets=tuple(_targets(engine, heard, failed)),
+        targets=tuple(targets(engine, heard)),
+        unused_blocks=unused_blocks(heard),
     )
 
 
-def _targets(engine: sa.Engine, heard: Sequence[Beat], failed: Mapping[str, int]) -> list[Target]:
+def targets(engine: sa.Engine, heard: Sequence[Beat]) -> list[Target]:
+    """Every destination, and what deliveries wait or failed for without one. Raises ServiceError."""
+    with statements(engine) as connection:
+        failed = {str(name): int(count) for name, count in connection.execute(FAILED)}
+        succeeded = {str(row[0]): row[1] for row in connection.execute(SUCCEEDED)}
     rows = {row.name.casefold(): row for row in dicom_config.list_destinations(engine)}
     facts = {beat.name: beat.facts for beat in heard}
     waiting = {queue.destination.casefold(): queue for queue in queues(engine) if queue.destination}
@@ -100,12 +118,13 @@ def _targets(engine: sa.Engine, heard: Sequence[Beat], failed: Mapping[str, int]
                 name=name,
                 is_known=row is not None or is_output(name),
                 paused=row is not None and row.paused,
-                works=told.get("breaker", BreakerState.CLOSED) == BreakerState.CLOSED,
+                breaker=BreakerState(told.get("breaker", BreakerState.CLOSED)),
                 trouble=str(told.get("last_error", "")),
                 waiting=queue.pending if queue else 0,
                 under_way=queue.in_progress if queue else 0,
                 failed=failures.get(key, 0),
                 oldest=queue.oldest if queue else None,
+                last_success=succeeded.get(key),
             )
         )
     return found

@@ -35,6 +35,7 @@ def check_dicom_traffic(settings: Settings) -> Findings:
         troubles = [
             *_loops(settings),
             *_in(now, settings),
+            *_blocks(now),
             *_aetitles(house),
             *(found for one in now.targets for found in _out(one)),
         ]
@@ -67,6 +68,12 @@ def _in(now: Traffic, settings: Settings) -> Findings:
     if now.failed_groups:
         text = f"no job could be made of what was received (groups: {now.failed_groups})"
         yield Finding(CHECK, Level.NOTE, text, "`clara-flow dicom groups list` tells why; then retry or discard them.")
+
+
+def _blocks(now: Traffic) -> Findings:
+    for name, why in now.unused_blocks.items():
+        remedy = "Correct or delete that block in the Prefect UI, or what stands in its way."
+        yield Finding(CHECK, Level.NOTE, f"the Prefect block {name} is not used: {why}", remedy)
 
 
 def _aetitles(house: House) -> Findings:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -16,10 +17,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.database import statements
+from clara_flow.services.dicom.block_nodes import unused_blocks
 from clara_flow.services.dicom.heartbeats import LISTENER, SILENT_AFTER_S, Beat, associations, listeners, read_all
 from clara_flow.services.dicom.places import Places
 from clara_flow.services.dicom.space import SpaceCheck
 from clara_flow.services.dicom_service import ADAPTER
+from clara_flow.services.dicom_traffic import Target, targets
 from clara_flow.settings import Settings
 
 # Clara's names of its services: the loop of ours that does its work, by the name of its beat.
@@ -116,6 +119,11 @@ def queues(engine: sa.Engine) -> list[Queue]:
         return [Queue(name, depth, max(0.0, float(age or 0))) for name, depth, age in connection.execute(QUEUES)]
 
 
+def waits_s(target: Target) -> float:
+    """For how many seconds the oldest delivery to it waits; 0 when none does."""
+    return max(0.0, (datetime.now(UTC) - target.oldest).total_seconds()) if target.oldest else 0.0
+
+
 def space(settings: Settings) -> dict[str, int]:
     """Free bytes of the spool's disk, and how many of them must stay free."""
     check = SpaceCheck(settings.data_dir, settings.dicom_watermark_percent, settings.dicom_reserve_mib)
@@ -127,8 +135,9 @@ def status(house: House) -> dict[str, Any]:
     heard = beats(house.settings)
     try:
         waiting, database = [asdict(queue) for queue in queues(house.engine)], "Running"
+        destinations = {target.name: _destination(target) for target in targets(house.engine, heard)}
     except ClaraFlowError:
-        waiting, database = [], "Stopped"
+        waiting, destinations, database = [], {}, "Stopped"
     return {
         "activeDimseConnections": associations(heard),
         "services": service_states(heard),
@@ -138,7 +147,23 @@ def status(house: House) -> dict[str, Any]:
         "queues": {
             queue["name"]: {"depth": queue["depth"], "oldestSeconds": round(queue["oldest_s"], 1)} for queue in waiting
         },
+        "destinations": destinations,
+        "unusedBlocks": unused_blocks(heard),
         "space": space(house.settings),
+    }
+
+
+def _destination(target: Target) -> dict[str, Any]:
+    return {
+        "isKnown": target.is_known,
+        "paused": target.paused,
+        "breaker": target.breaker,
+        "lastError": target.trouble or None,
+        "depth": target.waiting,
+        "underWay": target.under_way,
+        "failed": target.failed,
+        "oldestSeconds": round(waits_s(target), 1),
+        "lastSuccess": target.last_success.isoformat() if target.last_success else None,
     }
 
 

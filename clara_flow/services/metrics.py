@@ -17,7 +17,9 @@ from clara_flow.deployments.trigger import House
 from clara_flow.errors import ClaraFlowError
 from clara_flow.records.database import statements
 from clara_flow.services import health
+from clara_flow.services.dicom.export.breaker import BreakerState
 from clara_flow.services.dicom.heartbeats import associations
+from clara_flow.services.dicom_traffic import targets
 
 GROUPS = sa.text("SELECT aetitle, state, count(*), coalesce(sum(instances), 0) FROM dicom_groups GROUP BY 1, 2")
 DELIVERIES = sa.text("SELECT agent, destination, state, count(*) FROM deliveries GROUP BY 1, 2, 3")
@@ -40,7 +42,7 @@ class PlatformCollector(Collector):
         """The metrics now."""
         yield from self._loops()
         try:
-            families = [*self._queues(), *self._counts()]
+            families = [*self._queues(), *self._destinations(), *self._counts()]
             up = 1.0
         except ClaraFlowError:
             families, up = [], 0.0
@@ -78,6 +80,25 @@ class PlatformCollector(Collector):
             oldest.add_metric([queue.name], queue.oldest_s)
         yield depth
         yield oldest
+
+    def _destinations(self) -> Iterator[Metric]:
+        name = ["destination"]
+        depth = GaugeMetricFamily("clara_flow_destination_queue_depth", "Deliveries that wait", labels=name)
+        oldest = GaugeMetricFamily("clara_flow_destination_oldest_seconds", "For how long", labels=name)
+        breaker = GaugeMetricFamily(
+            "clara_flow_destination_breaker", "1 for the state of its circuit breaker", labels=[*name, "state"]
+        )
+        success = GaugeMetricFamily(
+            "clara_flow_destination_last_success_timestamp_seconds", "When a delivery succeeded last", labels=name
+        )
+        for target in targets(self.house.engine, health.beats(self.house.settings)):
+            depth.add_metric([target.name], target.waiting)
+            oldest.add_metric([target.name], health.waits_s(target))
+            for state in BreakerState:
+                breaker.add_metric([target.name, state], float(target.breaker is state))
+            if target.last_success is not None:
+                success.add_metric([target.name], target.last_success.timestamp())
+        yield from (depth, oldest, breaker, success)
 
     def _counts(self) -> Iterator[Metric]:
         groups = GaugeMetricFamily("clara_flow_groups", "Groups of instances", labels=["aetitle", "state"])

@@ -11,6 +11,7 @@ from job_rows_fixture import OPERATORS, JobMaker
 from postgres_fixture import database_url  # noqa: F401
 from prefect_fixture import OwnPrefect, prefect  # noqa: F401
 
+from clara_flow.blocks.dicom_node import DicomNode
 from clara_flow.deployments import register
 from clara_flow.errors import ServiceError
 from clara_flow.infra.pool.work_pool import QUEUES
@@ -61,9 +62,7 @@ def test_blocks_can_be_made_in_the_ui(prefect: OwnPrefect) -> None:  # noqa: F81
     (kind,) = prefect.post("/block_types/filter", {"block_types": {"slug": {"any_": ["dicom-node"]}}})
     schemas = prefect.post("/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}})
     assert kind["name"] == "DICOM node"
-    assert [sorted(schema["fields"]["properties"]) for schema in schemas] == [
-        ["ae_title", "host", "password", "port", "token", "username"]
-    ]
+    assert [sorted(schema["fields"]["properties"]) for schema in schemas] == [sorted(DicomNode.model_fields)]
 
 
 def test_a_pipeline_is_a_deployment(prefect: OwnPrefect, pool: str, engine: sa.Engine) -> None:  # noqa: F811

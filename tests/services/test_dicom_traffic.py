@@ -109,6 +109,7 @@ def test_what_keeps_results_from_arriving(settings: Settings, engine: sa.Engine)
     beats = Heartbeats(Places.of(settings).heartbeats)
     beats.beat(destination_beat("PACS"), breaker="open", last_error="unreachable")
     beats.beat("listener-0", open=2)
+    beats.beat("blocks", unused=json.dumps({"attic": "it has no port"}))
     register(engine, "pacs")
     deliveries.fail(engine, register(engine, "Attic").id, False, "there is no destination")
     deliveries.discard(engine, register(engine, "Attic").id)
@@ -117,11 +118,12 @@ def test_what_keeps_results_from_arriving(settings: Settings, engine: sa.Engine)
         session.add(Group(aetitle="BRAIN", key_digest="k", opened=now, last_arrival=now - timedelta(seconds=121)))
     found = {finding.text: finding.remedy for finding in examined(settings)}
     assert list(found) == [
+        "the Prefect block attic is not used: it has no port",
         "results of BRAIN go to Attic, which is no destination",
         "destination PACS does not work (unreachable); 1 delivery waiting",
         "1 delivery to Attic failed for good: nothing tries again by itself",
     ]
-    assert "clara-flow dicom destination test PACS" in found[list(found)[1]]
+    assert "clara-flow dicom destination test PACS" in found[list(found)[2]]
     report = Report(now.isoformat(), 7, {"orphaned jobs": 2}, {"retention": "no room"})
     activity = Activity(traffic(settings, engine), report)
     assert activity_lines(activity) == [

@@ -20,6 +20,8 @@ from clara_flow.errors import ClaraFlowError
 from clara_flow.infra.images.catalog import installed
 from clara_flow.infra.postgres import records_url
 from clara_flow.records.database import connect
+from clara_flow.services import prefect_server
+from clara_flow.services.dicom.block_nodes import BlockNodes
 from clara_flow.services.dicom.config_snapshot import SnapshotWriter
 from clara_flow.services.dicom.export.exporter import Exporter
 from clara_flow.services.dicom.grouping.grouper import Grouper
@@ -95,12 +97,16 @@ def loops_of(house: House, places: Places) -> list[Loop]:
             house.engine, places.listener_config, quiet_s=quiet_s, own_title=own_title, heartbeats=beats
         ).run(stop)
 
+    def blocks(stop: threading.Event) -> None:
+        BlockNodes(house.engine, prefect_server.api_url(settings), Heartbeats(places.heartbeats)).run(stop)
+
     makers: list[tuple[str, Callable[[threading.Event], None]]] = [
         ("snapshot", snapshot),
         ("grouper", lambda stop: Grouper(house, places.spool).run(stop)),
         ("exporter", lambda stop: Exporter(house).run(stop)),
         ("cleanup", lambda stop: CleanUp(house).run(stop)),
         ("retention", lambda stop: Retention(house).run(stop)),
+        ("blocks", blocks),
         ("inference", lambda stop: InferenceWorker(house).run(stop)),
     ]
     if settings.dicom_inbox is not None:

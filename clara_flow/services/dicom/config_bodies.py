@@ -11,7 +11,7 @@ from pydantic.alias_generators import to_camel
 from clara_flow.records.dicom_models import AeTitle, Destination, DestinationKind, SourceNode
 from clara_flow.services.dicom.config_check import hashed_secret
 
-ANSWERED = frozenset({"created", "updated", "haspassword"})  # may be sent back with what was changed
+ANSWERED = frozenset({"created", "updated", "block", "haspassword"})  # may be sent back with what was changed
 
 
 class Body(BaseModel):
@@ -100,13 +100,14 @@ def shown_aetitle(row: AeTitle) -> dict[str, Any]:
 
 def shown_source(row: SourceNode) -> dict[str, Any]:
     """As it is answered: without its secret."""
-    facts = row.model_dump(mode="json", exclude={"host", "user_secret"})
+    facts = row.model_dump(mode="json", exclude={"host", "user_secret", "block_updated"})
     return _in_camel_case({**facts, "host_ip": row.host, "has_password": bool(row.user_secret)})
 
 
 def shown_destination(row: Destination) -> dict[str, Any]:
     """As it is answered."""
-    return _in_camel_case({**row.model_dump(mode="json", exclude={"host", "kind"}), "host_ip": row.host})
+    facts = row.model_dump(mode="json", exclude={"host", "kind", "block_updated"})
+    return _in_camel_case({**facts, "host_ip": row.host})
 
 
 def merged(content: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from clara_flow.services.dicom import config_bodies as bodies
 from clara_flow.services.dicom.config_check import check_aetitle, check_destination, check_source
 
 BASE = "/api/config"
-NOT_CHANGED = {"created", "updated", "draining"}
+NOT_CHANGED = {"created", "updated", "draining", "block", "block_updated"}
 
 Content = dict[str, Any]
 
@@ -75,7 +75,7 @@ def _add_routes(made: APIRouter, engine: sa.Engine, resource: Resource) -> None:
 
     @made.delete(one, name=f"delete {resource.path}")
     def delete(key: str) -> Content:
-        return resource.shown(resource.delete(engine, key))
+        return resource.shown(_with_400(partial(resource.delete, engine, key)))
 
 
 def _replace(engine: sa.Engine, resource: Resource, row: Any, content: Content, sent: Content) -> Content:
@@ -99,7 +99,7 @@ def _row(resource: Resource, content: Content) -> Any:
 
 
 def _with_400(change: Callable[[], Any]) -> Any:
-    """What is there already is answered with 400 here, not 409: that is how Clara's adapter does."""
+    """What is there already, or a block's, is answered with 400 here, not 409: that is how Clara's adapter does."""
     try:
         return change()
     except Conflict as error:

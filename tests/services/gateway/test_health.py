@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 from services.gateway.serving import client, served
 
 from clara_flow.deployments.trigger import House
+from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.database import connect, transaction
-from clara_flow.records.dicom_models import Group, GroupState
+from clara_flow.records.dicom_models import Destination, Group, GroupState
 from clara_flow.records.owner import boot_id
 from clara_flow.services import health
 from clara_flow.services.dicom import heartbeats
@@ -122,6 +124,46 @@ def test_metrics_are_prometheus(house: House, gateway: httpx.Client) -> None:
     assert families["clara_flow_dimse_associations"].samples[0].value == 3
     (sample,) = families["clara_flow_instances"].samples
     assert (sample.labels, sample.value) == ({"aetitle": "BRAIN", "state": "OPEN"}, 7)
+
+
+def test_each_destination_is_told(house: House, gateway: httpx.Client) -> None:
+    """What waits and since when, its breaker, its last success; also a Prefect block that is not used."""
+    for name in ("PACS", "Idle"):
+        dicom_config.add_destination(house.engine, Destination(name=name, ae_title="P", host="10.0.0.2", port=104))
+    for uri in "ab":
+        deliveries.register(house.engine, job_id="j", agent="A", parameters='"pacs"', uris=[uri], own_agents=["A"])
+    (taken,) = deliveries.take(house.engine, "A", 1, 30, destination="pacs")
+    deliveries.succeed(house.engine, taken.id, lease=taken.lease)
+    with house.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE deliveries SET created = created - interval '5 minutes'"))
+    beats = Heartbeats(Places.of(house.settings).heartbeats)
+    beats.beat(heartbeats.destination_beat("PACS"), breaker="open", last_error="unreachable")
+    beats.beat("blocks", unused=json.dumps({"archive": "taken"}))
+    status = gateway.get("/health/status").json()
+    assert status["unusedBlocks"] == {"archive": "taken"}
+    pacs = status["destinations"]["PACS"]
+    last_success = datetime.fromisoformat(pacs.pop("lastSuccess"))
+    assert abs((datetime.now(UTC) - last_success).total_seconds()) < 60
+    assert 300 <= pacs.pop("oldestSeconds") < 400
+    assert pacs == {
+        "isKnown": True, "paused": False, "breaker": "open", "lastError": "unreachable",
+        "depth": 1, "underWay": 0, "failed": 0,
+    }  # fmt: skip
+    idle = status["destinations"]["Idle"]
+    assert (idle["breaker"], idle["depth"], idle["oldestSeconds"], idle["lastSuccess"]) == ("closed", 0, 0, None)
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(gateway.get("/metrics").text)
+        for sample in family.samples
+    }
+    assert samples["clara_flow_destination_queue_depth", "PACS"] == 1
+    assert 300 <= samples["clara_flow_destination_oldest_seconds", "PACS"] < 400
+    assert samples["clara_flow_destination_breaker", "PACS", "open"] == 1
+    assert samples["clara_flow_destination_breaker", "PACS", "closed"] == 0
+    assert samples["clara_flow_destination_breaker", "Idle", "closed"] == 1
+    name = "clara_flow_destination_last_success_timestamp_seconds"
+    assert samples[name, "PACS"] == pytest.approx(last_success.timestamp(), abs=1)
+    assert (name, "Idle") not in samples
 
 
 def test_a_database_that_is_away_is_told(house: House) -> None:

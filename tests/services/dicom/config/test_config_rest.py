@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -15,7 +16,8 @@ from services.gateway.serving import client, served
 from clara_flow.deployments.trigger import House
 from clara_flow.records import dicom_config as rows
 from clara_flow.records.database import connect
-from clara_flow.records.dicom_models import DestinationKind
+from clara_flow.records.dicom_blocks import follow_destinations
+from clara_flow.records.dicom_models import Destination, DestinationKind
 from clara_flow.services import problems
 from clara_flow.services.dicom import config_routes
 from clara_flow.services.dicom.config_check import is_secret
@@ -207,3 +209,17 @@ def test_a_database_that_is_away_is_503(house: House) -> None:
     problems.install(app)
     with served(app, house.settings.gateway_port) as url, client(url) as asking:
         assert is_problem(asking.get(SOURCES), 503)
+
+
+def test_what_a_block_has_made_is_changed_there_and_paused_here(rest: httpx.Client, engine: sa.Engine) -> None:
+    saved = datetime(2026, 1, 1, tzinfo=UTC)
+    row = Destination(name="pacs", ae_title="P", host="10.0.0.2", port=104, block="pacs", block_updated=saved)
+    follow_destinations(engine, [row], unclear=(), since=saved)
+    url = "/api/config/destinationaetitle/PACS"
+    shown = rest.get(url).json()
+    assert shown["block"] == "pacs"
+    assert rest.put(url, json=shown).status_code == 200
+    assert rest.patch(url, json={"paused": True}).json()["paused"] is True
+    for refused in (rest.patch(url, json={"port": 105}), rest.delete(url)):
+        is_problem(refused, 400)
+        assert "is made of the Prefect block 'pacs'" in refused.json()["detail"]
