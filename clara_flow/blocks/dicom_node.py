@@ -16,7 +16,7 @@ import httpx
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from clara_flow.errors import ServiceError
@@ -92,9 +92,13 @@ class SavedNodes:
 def saved_nodes(api_url: str) -> SavedNodes | None:
     """What the Prefect server at `api_url` keeps; None where it does not know the type (yet).
 
-    Raises ServiceError when the server does not answer.
+    Raises ServiceError when the server does not answer within ANSWER_S; whoever looks again and again tries again.
     """
-    with _asking("its blocks", api_url), get_client({"timeout": ANSWER_S}, sync_client=True) as client:
+    with (
+        _asking("its blocks", api_url),
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client({"timeout": ANSWER_S}, sync_client=True) as client,
+    ):
         try:
             kind = client.read_block_type_by_slug(DicomNode.get_block_type_slug())
         except ObjectNotFound:
