@@ -16,6 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from clara_flow.errors import InputError
+from clara_flow.services.dicom.http_deadline import CuttableConnection
 from clara_flow.services.dicom.inference_basket import Basket
 from clara_flow.services.dicom.inference_request import Inputs, Resource, Wanted
 from clara_flow.services.dicom.web_multipart import MultipartReader, PartBegin, PartEnd, boundary_of, content_type
@@ -68,7 +69,8 @@ def fetch_fhir(number: int, resource: Resource, inputs: Inputs, basket: Basket, 
 @contextmanager
 def _client(resource: Resource, limit_s: float) -> Iterator[_Client]:
     timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
-    with httpx.Client(headers=resource.connection.headers(), timeout=timeout) as client:
+    one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+    with httpx.Client(headers=resource.connection.headers(), timeout=timeout, limits=one) as client:
         yield _Client(client, resource.connection.uri, time.monotonic() + limit_s)
 
 
@@ -77,24 +79,36 @@ class _Client:
 
     def __init__(self, client: httpx.Client, address: str, deadline: float) -> None:
         self._client, self._address, self._deadline = client, address, deadline
+        self._connection = CuttableConnection()
 
     @contextmanager
     def get(self, path: str, accept: str, parameters: dict[str, str] | None = None) -> Iterator[httpx.Response]:
-        """An answer to be read in pieces. Raises InputError for one that is no success."""
+        """An answer to be read in pieces. Raises InputError for one that is no success, or takes too long."""
         headers = {"accept": accept, "accept-encoding": "identity"}
-        with self._client.stream("GET", self._address + path, params=parameters, headers=headers) as answer:
-            if answer.status_code not in {200, 204, 206}:
-                raise InputError(f"the answer is {_in_words(answer.status_code)}")
-            if answer.headers.get("content-encoding", "identity").lower() != "identity":
-                raise InputError("the answer is compressed, which was not asked for")  # a bomb would fill the memory
-            yield answer
+        with self._connection.within(self._deadline - time.monotonic()) as is_over:
+            try:
+                with self._client.stream(
+                    "GET",
+                    self._address + path,
+                    params=parameters,
+                    headers=headers,
+                    extensions=self._connection.extensions,
+                ) as answer:
+                    if answer.status_code not in {200, 204, 206}:
+                        raise InputError(f"the answer is {_in_words(answer.status_code)}")
+                    if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                        raise InputError("the answer is compressed, which was not asked for")  # perhaps a bomb
+                    yield answer
+            except httpx.HTTPError:
+                if is_over():
+                    raise InputError("the time is over") from None
+                raise
 
     def pieces(self, answer: httpx.Response) -> Iterator[bytes]:
         """Its body. Raises InputError when it takes too long."""
-        for piece in answer.iter_raw():
-            if time.monotonic() > self._deadline:
-                raise InputError("the time is over")
-            yield piece
+        yield from answer.iter_raw()
+        if time.monotonic() >= self._deadline:  # one without a length ends where it is cut
+            raise InputError("the time is over")
 
 
 def _in_words(status: int) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +19,11 @@ from clara_flow.services.dicom.export.files import Outgoing, Unsendable
 from clara_flow.services.dicom.export.leases import Hold
 from clara_flow.services.dicom.export.retry_policy import Verdict, verdict_of
 from clara_flow.services.dicom.export.sender import REST_S, Deidentify, DestinationFailed, Tell, cleaned
+from clara_flow.services.dicom.http_deadline import CuttableConnection
 
 FILES_PER_REQUEST = 10
 CHUNK_BYTES = 128 * 1024
-CONNECTED = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})  # httpcore's words
+SLOWEST_BYTES_S = 16 * 1024  # of a destination; beyond the time for these, a request has that of two answers
 JSON = "application/dicom+json"
 # Attributes of the response (PS3.18 Table 10.5.3-1 and PS3.3 C.12.1.1.3.1), as DICOM JSON names them.
 FAILED_SEQUENCE, OTHER_FAILURES, STORED_SEQUENCE = "00081198", "0008119A", "00081199"
@@ -77,7 +76,7 @@ class StowSender:
         self.profile, self.deidentify = profile, deidentify
         one = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         self._client = httpx.Client(timeout=timeout_s, verify=verify, follow_redirects=False, limits=one)
-        self._socket: socket.socket | None = None  # of that connection
+        self._connection = CuttableConnection()
         self._timeout_s, self._login = timeout_s, login
         self._authorization: Mapping[str, str] = {}
         self._rests_until = 0.0
@@ -147,6 +146,8 @@ class StowSender:
         tail = f"--{boundary}--\r\n".encode()
         length = sum(len(head) + part.size + 2 for head, part in zip(heads, parts, strict=True)) + len(tail)
 
+        limit_s = 2 * self._timeout_s + length / SLOWEST_BYTES_S
+
         def body() -> Iterator[bytes]:
             for head, part in zip(heads, parts, strict=True):
                 yield head
@@ -162,12 +163,17 @@ class StowSender:
             "Accept": JSON,
             **self._authorization,
         }
-        try:
-            with hold.cutting(self._cut):
-                return self._client.post(self.url, content=body(), headers=headers, extensions={"trace": self._trace})
-        except (httpx.HTTPError, OSError) as error:
-            hold.check()  # perhaps it was we who cut it
-            raise self._failure(error) from None
+        late = DestinationFailed("silent", f"the destination did not take and answer a request within {limit_s:.0f} s")
+        with hold.cutting(self._connection.cut), self._connection.within(limit_s) as is_over:
+            try:
+                extensions = self._connection.extensions
+                response = self._client.post(self.url, content=body(), headers=headers, extensions=extensions)
+            except (httpx.HTTPError, OSError) as error:
+                hold.check()  # perhaps it was we who cut it
+                raise (late if is_over() else self._failure(error)) from None
+            if is_over():  # an answer without a length ends where it is cut
+                raise late
+        return response
 
     def _failure(self, error: Exception) -> DestinationFailed:
         if isinstance(error, httpx.TimeoutException):
@@ -180,17 +186,6 @@ class StowSender:
         if isinstance(error, OSError):
             return DestinationFailed("lost", f"a file cannot be read: {(error.strerror or 'error').lower()}")
         return DestinationFailed("lost", f"the destination broke the connection ({type(error).__name__})")
-
-    def _trace(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Called by the client on the way: to know the connection that `_cut` ends."""
-        if event in CONNECTED:
-            self._socket = facts["return_value"].get_extra_info("socket")
-
-    def _cut(self) -> None:
-        """End what the request waits for. For any thread."""
-        if self._socket is not None:
-            with suppress(OSError):  # of the socket itself, not of TLS: the other thread may be inside that
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _authorized(self, hold: Hold) -> Mapping[str, str]:
         """The header, with the secret as it is now: it may have been renewed."""
