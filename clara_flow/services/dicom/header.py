@@ -9,10 +9,10 @@ from functools import lru_cache
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
+from clara_flow.records.dicom_lines import digest
 from clara_flow.services.dicom.header_elements import ElementScan
 from clara_flow.services.dicom.header_text import as_text
 from clara_flow.services.dicom.journal_entries import InstanceFacts
-from clara_flow.services.dicom.privacy import key_digest
 
 RULE_ATTRIBUTES = (
     "Modality",
@@ -113,7 +113,7 @@ class HeaderScanner:
         """What was found so far."""
         wanted = self._wanted
         attributes = {keyword: text for tag, keyword in wanted.keywords.items() if (text := self._text(tag))}
-        keys = {key: key_digest(text) for tag, key in wanted.keys.items() if (text := self._text(tag))}
+        keys = {key: digest(text) for tag, key in wanted.keys.items() if (text := self._text(tag))}
         return InstanceFacts(
             sop_class=self._text(SOP_CLASS),
             sop_instance=self._text(SOP_INSTANCE),

@@ -17,7 +17,7 @@ class InstanceFacts:
     """What the header of a received instance says; "" for a UID that it lacks.
 
     attributes      those that rules may look at, by keyword; several values are separated by backslashes.
-    keys            `privacy.key_digest` of those that groups are made by, by tag (GGGGEEEE); absent when empty.
+    keys            `records.dicom_lines.digest` of those that groups are made by, by tag (GGGGEEEE); absent when empty.
     """
 
     sop_class: str

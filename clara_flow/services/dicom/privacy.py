@@ -12,11 +12,6 @@ def hashed(uid: str) -> str:
     return hashlib.blake2b(uid.encode("utf-8", "surrogatepass"), digest_size=SHOWN_DIGITS // 2).hexdigest()
 
 
-def key_digest(value: str) -> str:
-    """SHA-256 (hex) of an attribute's value, without its padding: what a group is known by."""
-    return hashlib.sha256(value.strip(" \0").encode()).hexdigest()
-
-
 def place_of(error: BaseException, *, steps: int = 6) -> str:
     """Where it was raised: `module:line`, innermost first, so many of them at most; no value, which tracebacks show."""
     places = []

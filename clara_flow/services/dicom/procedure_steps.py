@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from clara_flow.errors import Conflict, InvalidTransition, NotFound
-from clara_flow.records.dicom_lines import PerformedSeries, Step
+from clara_flow.records.dicom_lines import PerformedSeries, Step, digest
 from clara_flow.records.dicom_models import StepStatus
 from clara_flow.records.durable import naming_storage_problems, sync, write_durably
-from clara_flow.services.dicom.privacy import hashed, key_digest
+from clara_flow.services.dicom.privacy import hashed
 
 STEPS = "steps"  # folder of a spool
 LOCK = ".lock"
@@ -89,7 +89,7 @@ class ProcedureSteps:
         return removed
 
     def _path(self, uid: str) -> Path:
-        return self.folder / f"{key_digest(uid)}.json"
+        return self.folder / f"{digest(uid)}.json"
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

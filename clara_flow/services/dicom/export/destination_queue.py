@@ -32,7 +32,7 @@ COMMITMENT_S = 60.0  # at least so long is waited for a report before it is aske
 FIRST_OPEN_S = 1.0
 
 
-class Slots:
+class DeliverySlots:
     """Deliveries at once over all destinations, of which each has one that no other can take.
 
     limit   in all; beyond it, a destination may have its one.
@@ -89,7 +89,7 @@ class DestinationQueue:
         *,
         agents: Sequence[str],
         make_sender: MakeSender,
-        slots: Slots,
+        slots: DeliverySlots,
         keeper: LeaseKeeper,
     ) -> None:
         self.name = destination.name

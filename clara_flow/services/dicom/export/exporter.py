@@ -23,7 +23,7 @@ from clara_flow.records.inference import is_output
 from clara_flow.records.outages import Outage
 from clara_flow.services.dicom.deidentify import Deidentifier, key_file
 from clara_flow.services.dicom.export.delivering import Desk
-from clara_flow.services.dicom.export.destination_queue import DestinationQueue, Slots
+from clara_flow.services.dicom.export.destination_queue import DeliverySlots, DestinationQueue
 from clara_flow.services.dicom.export.leases import LeaseKeeper
 from clara_flow.services.dicom.export.outputs import Outputs
 from clara_flow.services.dicom.export.owed_reports import OwedReports
@@ -53,7 +53,7 @@ class Exporter:
         self.house, self._given = house, deidentify
         self.agents = tuple(dict.fromkeys([settings.dicom_scu_ae_title, settings.dicom_stow_agent]))
         self._desk = Desk(settings, house.engine, house.store)
-        self._slots = Slots(settings.dicom_scu_maximum_associations)
+        self._slots = DeliverySlots(settings.dicom_scu_maximum_associations)
         self._keeper = LeaseKeeper(house.engine, lease_s)
         self._heartbeats = Heartbeats(Places.of(settings).heartbeats)
         self._reports = OwedReports(house.engine, settings.dicom_commitment_report_retention_s)

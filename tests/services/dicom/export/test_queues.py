@@ -22,7 +22,7 @@ from waiting import eventually
 from clara_flow.records import deliveries, dicom_config
 from clara_flow.records.dicom_models import DeliveryState, ItemState
 from clara_flow.services.dicom.export import destination_queue
-from clara_flow.services.dicom.export.destination_queue import Slots
+from clara_flow.services.dicom.export.destination_queue import DeliverySlots
 from clara_flow.services.dicom.export.dimse import DimseSender
 from clara_flow.services.dicom.heartbeats import destination_beat, read_all
 from clara_flow.services.dicom.places import Places
@@ -241,7 +241,7 @@ def test_the_exporter_outlives_the_loss_of_its_connections(world: World) -> None
 
 
 def test_every_destination_has_a_slot_that_no_other_can_take() -> None:
-    slots = Slots(3)
+    slots = DeliverySlots(3)
     slots.know(["A", "B"])
     never: Callable[[], bool] = lambda: False  # noqa: E731
     at_once = time.monotonic() + 0.05
@@ -255,7 +255,7 @@ def test_every_destination_has_a_slot_that_no_other_can_take() -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_slots_are_given_to_all_however_many_there_are(count: int) -> None:
-    slots = Slots(2)
+    slots = DeliverySlots(2)
     names = [str(number) for number in range(count)]
     slots.know(names)
     assert all(slots.acquire(name, lambda: False) for name in names)

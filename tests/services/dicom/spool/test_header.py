@@ -34,10 +34,10 @@ from services.dicom.spool.data_sets import (
     in_pieces,
 )
 
+from clara_flow.records.dicom_lines import digest
 from clara_flow.services.dicom.header import RULE_ATTRIBUTES, HeaderScanner
 from clara_flow.services.dicom.header_elements import DEPTH_LIMIT, ELEMENT_LIMIT, VALUE_LIMIT
 from clara_flow.services.dicom.journal_entries import InstanceFacts
-from clara_flow.services.dicom.privacy import key_digest
 
 
 def scanned(content: bytes, syntax: str, sizes: Iterator[int] | None = None) -> HeaderScanner:
@@ -77,7 +77,7 @@ def by_pydicom(content: bytes, syntax: str) -> InstanceFacts:
         series=text("SeriesInstanceUID"),
         transfer_syntax=syntax,
         attributes={keyword: text(keyword) for keyword in RULE_ATTRIBUTES if text(keyword)},
-        keys={tag: key_digest(value) for tag, value in keys.items() if value},
+        keys={tag: digest(value) for tag, value in keys.items() if value},
     )
 
 
@@ -141,7 +141,7 @@ def test_keys_may_lie_behind_what_is_always_wanted() -> None:
     dataset.add_new(0x00400001, "AE", "LATE")
     facts = HeaderScanner(EXPLICIT, ["00400001"])
     facts.feed(encoded(dataset, EXPLICIT))
-    assert facts.facts.keys["00400001"] == key_digest("LATE")
+    assert facts.facts.keys["00400001"] == digest("LATE")
     behind_pixels = HeaderScanner(EXPLICIT, ["FFFAFFFA"])
     assert behind_pixels.feed(encoded(dataset, EXPLICIT))
 
@@ -152,7 +152,7 @@ def test_no_patient_is_in_what_it_says() -> None:
     scanner = HeaderScanner(EXPLICIT)
     scanner.feed(encoded(dataset, EXPLICIT))
     said = repr(scanner.facts)
-    assert scanner.facts.keys == {"00100020": key_digest("Müller")}
+    assert scanner.facts.keys == {"00100020": digest("Müller")}
     for secret in ("Müller", "Geheim", "ACC-1"):
         assert secret not in said
 
@@ -164,7 +164,7 @@ def test_one_patient_has_one_key_in_every_character_set() -> None:
         dataset.SpecificCharacterSet = character_set
         for syntax in SYNTAXES:
             found.add(scanned(encoded(dataset, syntax), syntax).facts.keys["00100020"])
-    assert found == {key_digest("Müller")}
+    assert found == {digest("Müller")}
 
 
 def test_an_empty_patient_id_is_no_key() -> None:
