@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import struct
 import threading
 from collections.abc import Iterator
@@ -22,9 +21,8 @@ from clara_flow.services.dicom.spool import Incoming, Spool, SpoolWriter
 from clara_flow.services.dicom.wire.command_set import Status
 from clara_flow.services.dicom.wire.contexts import is_storage
 from clara_flow.services.dicom.wire.negotiation import is_uid
+from clara_flow.services.dicom.wire.store import storage_outcome
 from clara_flow.settings import Settings
-
-log = logging.getLogger(__name__)
 
 START_BYTES = 144  # preamble, `DICM` and (0002,0000)
 PREAMBLE_BYTES = 132
@@ -91,7 +89,7 @@ class FileIntake:
         except _Refused as refusal:
             self._decide(refusal.status, refusal.reason)
         except StorageError as error:
-            self._decide(*_storage_status(error))
+            self._decide_by(error)
 
     def finish(self) -> Outcome:
         """The file is whole. Success only when it is durable, or its SOP class is ignored."""
@@ -102,7 +100,7 @@ class FileIntake:
             except _Refused as refusal:
                 self._decide(refusal.status, refusal.reason)
             except StorageError as error:
-                self._decide(*_storage_status(error))
+                self._decide_by(error)
         status, reason = self._decided or (Status.SUCCESS, "")
         is_new = self._decided is None
         return Outcome(status, reason, self._sop_class, self._sop_instance, study, series, is_new)
@@ -179,6 +177,10 @@ class FileIntake:
         self._incoming.commit(facts)
         self._incoming = None
         return facts.study, facts.series
+
+    def _decide_by(self, error: StorageError) -> None:
+        outcome = storage_outcome(error)
+        self._decide(outcome.status, outcome.comment)
 
     def _decide(self, status: int, reason: str) -> None:
         self._decided = status, reason
@@ -260,10 +262,3 @@ class FileDoor:
             if self._writer is None:
                 self._writer = self.spool.writer(self.settings.dicom_fsync)
             return self._writer
-
-
-def _storage_status(error: StorageError) -> tuple[int, str]:
-    log.error("a file could not be stored: %s", error)
-    if "free_bytes" in error.facts:
-        return Status.OUT_OF_RESOURCES, "the disk is full"
-    return Status.PROCESSING_FAILURE, "it could not be stored"

@@ -90,7 +90,7 @@ def begin_store(command: Command, context: ContextAnswer, reception: Reception) 
     try:
         return _Store(command, context, reception, config)
     except StorageError as error:
-        return Refused(_storage_outcome(error))
+        return Refused(storage_outcome(error))
 
 
 def _refusal(command: Command, context: ContextAnswer, reception: Reception, config: ListenerConfig) -> Outcome | None:
@@ -165,7 +165,7 @@ class _Store:
         except StorageError as error:
             if isinstance(error, JournalDoubtful):
                 self._reception.on_broken()
-            self._fail(_storage_outcome(error))
+            self._fail(storage_outcome(error))
             return
         self._reception.on_stored(facts.sop_class, facts.sop_instance)
 
@@ -182,7 +182,7 @@ class _Store:
         try:
             self._incoming.write(data)
         except StorageError as error:
-            self._fail(_storage_outcome(error))
+            self._fail(storage_outcome(error))
 
     def _fail(self, outcome: Outcome) -> None:
         self._failure = outcome
@@ -190,7 +190,7 @@ class _Store:
             self._incoming.abandon()
 
 
-def _storage_outcome(error: StorageError) -> Outcome:
+def storage_outcome(error: StorageError) -> Outcome:
     """A full disk is for the peer to try again later, other trouble is ours."""
     log.error("an instance could not be stored: %s", error)
     if "free_bytes" in error.facts:
