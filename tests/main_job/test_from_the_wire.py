@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -91,6 +93,16 @@ def held(pacs: DemoPacs) -> int:
     return len(list(pacs.folder.glob("*.dcm")))
 
 
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    """What this process does with signals, kept: a command that has its results ignores them until its end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("own_signals")
 def test_a_study_sent_twice_gives_two_segmentations_and_a_job_that_goes_on_the_same(
     settings: Settings, tmp_path: Path
 ) -> None:
