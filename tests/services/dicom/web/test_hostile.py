@@ -317,7 +317,7 @@ def say(handler: Any, status: int, content: bytes = b"", **headers: str) -> None
 @pytest.fixture
 def basket(tmp_path: Path) -> Basket:
     space = SpaceCheck(tmp_path, 100, 0)
-    return Basket(tmp_path / "basket", (), lambda item: None, space=space, stop=threading.Event())
+    return Basket(tmp_path / "basket", (), lambda item: None, lambda text: None, space=space, stop=threading.Event())
 
 
 def fetched(server: Server, basket: Basket, *, fhir: bool = False) -> list[str]:
